@@ -1,0 +1,168 @@
+"""From a module to stages that can run: cut it, place each partition on its device, warm it up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from partime_async.clock import Clock
+from partime_async.devices import Device, DeviceEvent, DeviceStream, Notifier, Work
+from partime_async.errors import ConfigurationError, DeviceError, StageError
+from partime_async.frame import Value
+from partime_async.offload import in_thread
+from partime_async.partition.layers import LayerChain
+from partime_async.partition.plan import Plan
+from partime_async.planning import Request, draw_up
+
+_OPEN_TIMEOUT_S = 10.0
+
+
+async def assemble(request: Request) -> Assembly:
+    """Copy, cut and plan, off the event loop.
+
+    Raises:
+        PartitionError: The module cannot be cut as asked.
+    """
+    chain, plan, devices = await in_thread(lambda: draw_up(request), name="partime planner")
+    return Assembly(chain, plan, devices, request.example, capture=request.capture)
+
+
+class Part:
+    """One partition on its device; `stream` and `work` are there while the assembly is open.
+
+    Attributes:
+        number: Of the stage, from 0.
+        layers: Names of the first and last layer.
+        device: Where it runs.
+        module: Its layers; weights and buffers are the assembly's.
+    """
+
+    stream: DeviceStream
+    work: Work
+
+    def __init__(self, number: int, layers: tuple[str, str], device: Device, module: nn.Module, threads: int) -> None:
+        self.number = number
+        self.layers = layers
+        self.device = device
+        self.module = module
+        self.threads = threads
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return a copy of the weights and buffers on the CPU; on the stage's device thread while it runs."""
+        return {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in self.module.state_dict(keep_vars=True).items()
+        }
+
+    def replacement(self, state: Mapping[str, Tensor]) -> Callable[[], None]:
+        """Return the action that copies these values in; on the stage's device thread while it runs."""
+
+        def replace() -> None:
+            with torch.no_grad():
+                for name, tensor in self.module.state_dict(keep_vars=True).items():
+                    tensor.copy_(state[name])
+
+        return replace
+
+
+class Assembly:
+    """A copy of the module, cut by a plan; opened and closed as often as the pipeline is entered and left."""
+
+    def __init__(
+        self, chain: LayerChain, plan: Plan, devices: Sequence[Device], example: Value, *, capture: bool
+    ) -> None:
+        self.plan = plan
+        self.parts: list[Part] = []
+        self._chain = chain
+        self._example = example
+        self._capture = capture
+        start = 0
+        for number, count in enumerate(plan.balance):
+            layers = (chain.names[start], chain.names[start + count - 1])
+            module = chain.slice(start, start + count)
+            self.parts.append(Part(number, layers, devices[number], module, plan.threads[number]))
+            start += count
+
+    async def open(self, notifier: Notifier[DeviceEvent], clock: Clock) -> None:
+        """Open a stream per part and make the parts ready to run.
+
+        Raises:
+            StageError: A partition cannot run on its device; nothing is left open.
+
+        Cancellation: safe; nothing is left open.
+        """
+        for part in self.parts:
+            name = f"partime stage {part.number}"
+            part.stream = part.device.open_stream(name, notifier=notifier, clock=clock, threads=part.threads)
+        try:
+            await in_thread(self._prepare, name="partime warm-up")
+        except BaseException:
+            for part in self.parts:
+                part.stream.abort()
+            await self.close(_OPEN_TIMEOUT_S)
+            raise
+
+    async def close(self, timeout_s: float) -> None:
+        """Let the streams finish what they have, and end them.
+
+        Raises:
+            DeadlineExceeded: A stage runs something that cannot be interrupted.
+        """
+        closings = [part.stream.aclose(timeout_s) for part in self.parts]
+        outcomes = await asyncio.gather(*closings, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return a copy of all weights and buffers, with the module's own keys; only while closed."""
+        return self.merge([part.snapshot() for part in self.parts])
+
+    def merge(self, snapshots: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the parts' snapshots as one, in the module's own order."""
+        merged = {name: tensor for snapshot in snapshots for name, tensor in snapshot.items()}
+        return {name: merged[name] for name in self._chain.state_dict()}
+
+    def replacements(self, state: Mapping[str, Tensor]) -> list[Callable[[], None]]:
+        """Check a new state and return, for each part, the action that copies it in.
+
+        Raises:
+            ConfigurationError: Keys or shapes do not fit.
+        """
+        own = self._chain.state_dict()
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise ConfigurationError(
+                f"the state does not fit: {len(missing)} key(s) missing {missing[:3]}, {len(unknown)} unknown "
+                f"{unknown[:3]}. Pass the state_dict of the module this pipeline was made from."
+            )
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                raise ConfigurationError(
+                    f"{name} has the shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}. "
+                    "Pass the state_dict of the module this pipeline was made from."
+                )
+        return [part.replacement(state) for part in self.parts]
+
+    def _prepare(self) -> None:
+        value = self._example
+        for part in self.parts:
+            try:
+                part.work, value = part.stream.prepare(part.module, value, capture=self._capture)
+            except DeviceError:
+                raise
+            except Exception as error:
+                raise StageError(part.number, part.layers, None, error) from error
+        if self._chain.mutates_input:
+            # The first layer writes into its input, which is the caller's own frame.
+            self.parts[0].work = _on_a_copy(self.parts[0].work)
+
+
+def _on_a_copy(work: Work) -> Work:
+    def copied(value: Value) -> Value:
+        return work(value.clone() if isinstance(value, Tensor) else tuple(tensor.clone() for tensor in value))
+
+    return copied

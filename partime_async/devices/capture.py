@@ -1,0 +1,158 @@
+"""Record a module as one call that runs without the interpreter: the CPU twin of a CUDA graph.
+
+Two threads of eager operators fight for the interpreter lock, once per operator; a recorded call takes it once per
+frame (16 layers of 256: 2.8 times the frames of an eager two-thread pipeline). A recording is used only if it gives
+the very bits that eager execution gives; a module that branches on data or keeps state in Python attributes runs
+eagerly.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from partime_async.frame import Value
+
+_REPLAYS = 3  # the executor specialises after two calls: the third runs what all later ones run
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Leave the module's buffers and parameters, and the CPU's random state, as they were on entry."""
+    saved = [(tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())]
+    random_state = torch.random.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(random_state)
+        with torch.no_grad():
+            for tensor, value in saved:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def trial_copy(module: nn.Module, *, shares_parameters: bool = False) -> nn.Module:
+    """Return a copy to run before frames flow: its state, in buffers or in Python, is its own.
+
+    Args:
+        module: What to copy.
+        shares_parameters: Have the parameters only once: for a device whose memory two sets may not fit.
+    """
+    memo: dict[int, object] = {id(each): each for each in module.parameters()} if shares_parameters else {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                # As `torch.nn.utils.weight_norm` leaves one behind; `deepcopy` refuses those.
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+def capture(module: nn.Module, example: Value) -> Callable[[Value], Value] | None:
+    """Return a recorded call of the module, sharing its parameters, or None where a recording could differ.
+
+    Call it on the thread that will run it, with gradients off. The module ends as it began.
+
+    Args:
+        module: On the CPU.
+        example: A value as it will come; later ones have its shapes and dtypes.
+    """
+    if not _is_recordable(module, example):
+        return None
+    with unchanged(module):
+        recorded = _record(module, example)
+        if recorded is not None:
+            for _ in range(_REPLAYS):
+                recorded(example)
+    return recorded
+
+
+def _record(module: nn.Module, example: Value) -> Callable[[Value], Value] | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.export does not run without the interpreter
+        warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        # (a value of the example would be baked in)
+        try:
+            recorded: Callable[[Value], Value] = torch.jit.trace(module, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+        except Exception:
+            # Whatever cannot be traced runs eagerly; if it cannot run at all, the warm-up says so.
+            return None
+    return recorded
+
+
+def _is_recordable(module: nn.Module, example: Value) -> bool:
+    """Compare eager and recorded calls, bit for bit, over several different inputs in a row."""
+    other = _perturbed(example)
+    inputs = [example, other, example, other]
+    random_state = torch.random.get_rng_state()
+    try:
+        eager, traced = trial_copy(module), trial_copy(module)
+        with unchanged(traced):
+            recorded = _record(traced, _copied(example))
+        if recorded is None:
+            return False
+        torch.random.set_rng_state(random_state)
+        expected = [_copied(eager(_copied(value))) for value in inputs]
+        torch.random.set_rng_state(random_state)
+        found = [_copied(recorded(_copied(value))) for value in inputs]
+        buffers = zip(eager.buffers(), traced.buffers(), strict=True)
+        return (
+            all(map(_is_same, expected, found))
+            and all(_equal_bits(left, right) for left, right in buffers)
+            and not _keeps_python_state(module, eager)
+        )
+    except Exception:
+        # Also attributes that cannot be compared, such as lists of tensors.
+        return False
+    finally:
+        torch.random.set_rng_state(random_state)
+
+
+def _keeps_python_state(before: nn.Module, after: nn.Module) -> bool:
+    """Tell whether calls changed an attribute that is neither parameter nor buffer: a recording would not."""
+    internal = set(vars(nn.Module()))
+    for left, right in zip(before.modules(), after.modules(), strict=True):
+        ours = {name: value for name, value in vars(left).items() if name not in internal}
+        theirs = {name: value for name, value in vars(right).items() if name not in internal}
+        if ours.keys() != theirs.keys():
+            return True
+        for name, value in ours.items():
+            other = theirs[name]
+            if isinstance(value, Tensor) and isinstance(other, Tensor):
+                if not torch.equal(value, other):
+                    return True
+            elif value is not other and value != other:
+                return True
+    return False
+
+
+def _copied(value: Value) -> Value:
+    return value.clone() if isinstance(value, Tensor) else tuple(tensor.clone() for tensor in value)
+
+
+def _perturbed(value: Value) -> Value:
+    if not isinstance(value, Tensor):
+        return tuple(_changed(tensor) for tensor in value)
+    return _changed(value)
+
+
+def _changed(tensor: Tensor) -> Tensor:
+    # Fixed arithmetic, not random numbers: nothing here may move the random state.
+    return tensor * 0.75 - 0.125 if tensor.is_floating_point() else tensor.clone()
+
+
+def _is_same(left: Value, right: Value) -> bool:
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return isinstance(left, Tensor) and isinstance(right, Tensor) and _equal_bits(left, right)
+    return len(left) == len(right) and all(map(_equal_bits, left, right))
+
+
+def _equal_bits(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    # As bytes: a NaN equals itself, and 0.0 is not -0.0.
+    return torch.equal(left.flatten().view(torch.uint8), right.flatten().view(torch.uint8))

@@ -1,0 +1,400 @@
+"""A feed: one client's ordered frames into the shared pipeline, and their results back out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from partime_async.accounting import Accounts, DropCause, FeedStatistics
+from partime_async.admission import Admission
+from partime_async.channel import Channel, ChannelClosed, EndOfChannel
+from partime_async.clock import Clock
+from partime_async.errors import ConfigurationError, FeedClosed, FeedFull, FrameDropped, FrameError
+from partime_async.flight import Frame
+from partime_async.frame import FrameSpec, Result, Value
+
+
+class Overflow(StrEnum):
+    """What happens to a frame that is offered while the feed is full."""
+
+    BLOCK = "block"
+    """`put` waits for room: lossless; a slow pipeline or reader holds the source back."""
+    DROP_OLDEST = "drop_oldest"
+    """The frame that has waited longest makes room; unread results make room for newer ones likewise."""
+    DROP_NEWEST = "drop_newest"
+    """The frame offered is dropped."""
+    LATEST = "latest"
+    """Only the newest frame waits, until the pipeline can start it: the choice for live sources."""
+    FAIL = "fail"
+    """`put` raises `FeedFull`."""
+
+
+_LIVE = frozenset({Overflow.LATEST, Overflow.DROP_OLDEST})
+
+
+@dataclass(frozen=True, slots=True)
+class FeedOptions:
+    """How a feed treats its frames; see `Pipeline.feed`."""
+
+    overflow: Overflow
+    max_age_s: float | None
+    capacity: int
+    unread_limit: int
+
+    @classmethod
+    def checked(cls, overflow: str, max_age_s: float | None, capacity: int, unread_limit: int) -> FeedOptions:
+        """Return the options, or say which of them cannot be.
+
+        Raises:
+            ConfigurationError: An unknown policy, a capacity below 1, or an age that is not above 0.
+        """
+        try:
+            policy = Overflow(overflow)
+        except ValueError:
+            known = ", ".join(repr(known.value) for known in Overflow)
+            raise ConfigurationError(f"unknown overflow policy {overflow!r}. Use one of {known}.") from None
+        if max_age_s is not None and not max_age_s > 0:
+            raise ConfigurationError(f"max_age_s is {max_age_s}; no frame is that young. Pass more than 0 seconds.")
+        if capacity < 1:
+            raise ConfigurationError(f"capacity is {capacity}; a feed holds at least 1 frame. Pass 1 or more.")
+        return cls(policy, max_age_s, 1 if policy is Overflow.LATEST else capacity, unread_limit)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether freshness comes before completeness."""
+        return self.overflow in _LIVE or self.max_age_s is not None
+
+
+class Feed:
+    """Frames in by `put`, results out by iteration, in the order of admission: ``async with pipeline.feed() as feed``.
+
+    Leaving the block normally finishes what was put; leaving it by an exception drops what has not started.
+
+    A frame belongs to the pipeline from `put` to its result: do not write into it in between.
+    """
+
+    def __init__(
+        self,
+        options: FeedOptions,
+        *,
+        spec: FrameSpec,
+        clock: Clock,
+        admission: Admission,
+        on_enter: Callable[[Feed], None],
+        on_exit: Callable[[Feed], None],
+    ) -> None:
+        self.options = options
+        self.accounts = Accounts()
+        self.is_queued = False
+        self._spec = spec
+        self._now = clock.now
+        self._admission = admission
+        self._on_enter = on_enter
+        self._on_exit = on_exit
+        self._inbox: Channel[Frame] = Channel(options.capacity)
+        keeps = options.capacity if options.overflow in _LIVE else options.unread_limit
+        self._outbox: Channel[Result] = Channel(keeps)
+        self._is_discarding = False
+        self._error: BaseException | None = None
+        self._settled: asyncio.Future[None] | None = None
+        self._landed: Callable[[], None] | None = None
+
+    # -- frames in ------------------------------------------------------------------------------------------------
+
+    async def put(
+        self,
+        frame: Value,
+        target: Value | None = None,
+        *,
+        captured_at: float | None = None,
+        context: object = None,
+    ) -> int:
+        """Offer one frame; wait for room if the policy is ``block``.
+
+        Args:
+            frame: Shapes and dtypes of the pipeline's example.
+            target: What the network should say, for a learner.
+            captured_at: Seconds of `time.monotonic`; now, if None.
+            context: Anything; it comes back with the result.
+
+        Returns:
+            The frame's number in this feed, from 0: `Result.sequence`.
+
+        Raises:
+            FrameError: The caller's frame is not what the pipeline takes; it was counted as dropped, ``invalid``.
+            FeedClosed: The caller closed the feed before.
+            FeedFull: The policy is ``fail`` and the feed is full; the frame was counted as dropped, ``refused``.
+            StageError: The pipeline has stopped on this error.
+
+        Cancellation: safe; the frame is dropped, ``cancelled``.
+        """
+        entry = self._offer(frame, target, captured_at, context)
+        if self.options.overflow is Overflow.BLOCK:
+            await self._put_waiting(entry)
+        else:
+            self._put_now(entry)
+            # A source that never waits must not keep the loop from everybody else.
+            await asyncio.sleep(0)
+        return entry.sequence
+
+    def put_nowait(
+        self,
+        frame: Value,
+        target: Value | None = None,
+        *,
+        captured_at: float | None = None,
+        context: object = None,
+    ) -> int:
+        """Offer one frame without waiting; like `put`, but a full feed under ``block`` raises `FeedFull`."""
+        entry = self._offer(frame, target, captured_at, context)
+        self._put_now(entry)
+        return entry.sequence
+
+    async def process(self, frame: Value, target: Value | None, captured_at: float | None, context: object) -> Result:
+        """Offer one frame and wait for its own result; behind `Pipeline.process`."""
+        entry = self._offer(frame, target, captured_at, context)
+        entry.reply = asyncio.get_running_loop().create_future()
+        await self._put_waiting(entry)
+        try:
+            result = await entry.reply
+        except asyncio.CancelledError:
+            if self._inbox.remove(entry):
+                self.accounts.drop_waiting(DropCause.CANCELLED)
+            elif _has_output(entry.reply):
+                self.accounts.drop_unread(DropCause.CANCELLED)
+            self._settle()
+            raise
+        if result.error is not None:
+            raise result.error
+        self.accounts.deliver(self._now() - result.captured_at)
+        self._settle()
+        return result
+
+    # -- results out ----------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Result:
+        """Wait for the next result; the end comes when the feed is closed and all results were read.
+
+        Raises:
+            StageError: The pipeline stopped on this error.
+
+        Cancellation: safe; no result is lost.
+        """
+        try:
+            result = await self._outbox.get()
+        except EndOfChannel:
+            if self._error is not None:
+                raise self._error from None
+            raise StopAsyncIteration from None
+        if result.error is None:
+            self.accounts.deliver(self._now() - result.captured_at)
+        self._admission.announce(self)
+        self._settle()
+        return result
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the feed accepts no more frames."""
+        return self._inbox.is_closed
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Accept no more frames; those put before are still processed. Idempotent.
+
+        Args:
+            error: Raised to the reader after the last result: what ended the source.
+        """
+        if error is not None and self._error is None:
+            self._error = error
+        self._inbox.close()
+        self._settle()
+
+    def when_landed(self, action: Callable[[], None]) -> None:
+        """Call `action` once no frame waits or is in flight: at once, if so now."""
+        if self._is_settled:
+            action()
+        else:
+            self._landed = action
+
+    async def drain(self) -> None:
+        """Wait until every frame put so far has gone through the pipeline.
+
+        Cancellation: safe.
+        """
+        while not self._is_settled:
+            if self._settled is None:
+                self._settled = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._settled)
+
+    def abort(self, error: BaseException | None = None) -> None:
+        """Accept no more frames and drop those that have not started. Idempotent.
+
+        Args:
+            error: Raised to whoever puts, or reads beyond the results that are there.
+        """
+        self.close(error)
+        while (frame := self._inbox.peek()) is not None:
+            self._inbox.evict()
+            self._drop(frame, DropCause.ABORTED)
+        self._settle()
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether a task waits for the next result right now."""
+        return self._outbox.getters > 0
+
+    def discard_results(self) -> None:
+        """Drop the results that are unread, and those still to come: nobody reads them any more."""
+        self._is_discarding = True
+        while self._outbox.peek() is not None:
+            self._drop_result(self._outbox.evict())
+        self._admission.announce(self)
+        self._settle()
+
+    def statistics(self) -> FeedStatistics:
+        """Return what the feed has seen so far."""
+        accounts = self.accounts
+        return FeedStatistics(accounts.counts(), accounts.latency.snapshot(), accounts.age.snapshot())
+
+    async def __aenter__(self) -> Self:
+        self._on_enter(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.discard_results()
+        try:
+            if error is None:
+                self.close()
+                await self.drain()
+        finally:
+            self.abort()
+            self._on_exit(self)
+
+    # -- the pipeline's side --------------------------------------------------------------------------------------
+
+    def take(self) -> Frame | None:
+        """Give the frame whose turn it is to the admission, or None; see `admission.Waiting`."""
+        inbox, options = self._inbox, self.options
+        has_room = (
+            options.overflow in _LIVE
+            or self._is_discarding
+            or self.accounts.in_flight + len(self._outbox) < options.unread_limit
+        )
+        if not has_room:
+            return None
+        while len(inbox):
+            frame = inbox.get_nowait()
+            if options.max_age_s is not None and self._now() - frame.captured_at > options.max_age_s:
+                self._drop(frame, DropCause.STALE)
+                continue
+            self.accounts.admit()
+            return frame
+        self._settle()
+        return None
+
+    def finish(self, frame: Frame, result: Result) -> None:
+        """Take the result of a frame; see `flight.Owner`."""
+        is_failed = result.error is not None
+        self.accounts.finish(is_failed=is_failed, latency_s=result.latency_s)
+        if frame.reply is not None:
+            if not frame.reply.done():
+                frame.reply.set_result(result)
+            elif not is_failed:
+                self.accounts.drop_unread(DropCause.CANCELLED)
+        elif self._is_discarding:
+            self._drop_result(result)
+        else:
+            if self._outbox.is_full:
+                self._drop_result(self._outbox.evict())
+            self._outbox.put_nowait(result)
+        self._settle()
+
+    def discard(self, frame: Frame) -> None:
+        """Take note that an admitted frame was aborted; see `flight.Owner`."""
+        self.accounts.drop_in_flight(DropCause.ABORTED)
+        self._fail_reply(frame, DropCause.ABORTED)
+        self._settle()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _offer(self, value: Value, target: Value | None, captured_at: float | None, context: object) -> Frame:
+        if self._inbox.is_closed:
+            raise self._closed_error()
+        number = self.accounts.offer()
+        try:
+            self._spec.check(value)
+        except FrameError:
+            self.accounts.drop_waiting(DropCause.INVALID)
+            raise
+        captured = self._now() if captured_at is None else captured_at
+        return Frame(self, number, value, target=target, captured_at=captured, context=context)
+
+    async def _put_waiting(self, entry: Frame) -> None:
+        try:
+            await self._inbox.put(entry)
+        except asyncio.CancelledError:
+            self.accounts.drop_waiting(DropCause.CANCELLED)
+            self._settle()
+            raise
+        except ChannelClosed:
+            self.accounts.drop_waiting(DropCause.CLOSED if self._error is None else DropCause.ABORTED)
+            self._settle()
+            raise self._closed_error() from None
+        self._admission.announce(self)
+
+    def _put_now(self, entry: Frame) -> None:
+        if self._inbox.is_full:
+            if self.options.overflow in _LIVE:
+                self._drop(self._inbox.evict(), DropCause.OVERFLOW)
+            else:
+                self.accounts.drop_waiting(DropCause.REFUSED)
+                if self.options.overflow is not Overflow.DROP_NEWEST:
+                    raise FeedFull(self._inbox.capacity)
+                return
+        self._inbox.put_nowait(entry)
+        self._admission.announce(self)
+
+    def _drop(self, frame: Frame, cause: DropCause) -> None:
+        self.accounts.drop_waiting(cause)
+        self._fail_reply(frame, cause)
+
+    def _drop_result(self, result: Result) -> None:
+        if result.error is None:
+            self.accounts.drop_unread(DropCause.UNREAD)
+
+    def _fail_reply(self, frame: Frame, cause: DropCause) -> None:
+        if frame.reply is not None and not frame.reply.done():
+            frame.reply.set_exception(self._error if self._error is not None else FrameDropped(cause))
+
+    def _closed_error(self) -> BaseException:
+        return self._error if self._error is not None else FeedClosed("the feed is closed. Do not put after close().")
+
+    @property
+    def _is_settled(self) -> bool:
+        return self.accounts.waiting == 0 and self.accounts.in_flight == 0
+
+    def _settle(self) -> None:
+        if not self._is_settled:
+            return
+        if self._inbox.is_closed:
+            self._outbox.close()
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+        self._settled = None
+        if self._landed is not None:
+            landed, self._landed = self._landed, None
+            landed()
+
+
+def _has_output(reply: asyncio.Future[Result]) -> bool:
+    return reply.done() and not reply.cancelled() and reply.exception() is None and reply.result().error is None

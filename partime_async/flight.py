@@ -1,0 +1,124 @@
+"""What travels between the stages: admitted frames, and the marks that lie between two of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from partime_async.devices import DeviceEvent, DeviceStream, ready
+from partime_async.frame import Result, Value
+
+T = TypeVar("T", covariant=True)
+
+
+class Owner(Protocol):
+    """Where a frame came from, and where its result goes."""
+
+    def finish(self, frame: Frame, result: Result) -> None:
+        """Take the result of a frame that the last stage has finished."""
+        ...
+
+    def discard(self, frame: Frame) -> None:
+        """Take note that an admitted frame was aborted and has no result."""
+        ...
+
+
+class Frame:
+    """One frame from its offer to its result, with all that is known about it.
+
+    Attributes:
+        value: The network's input, until the first stage has taken it.
+        event: The completion of the latest work enqueued for it.
+        events: The completions of all its work, stage by stage.
+        versions: The weight version of each stage when its work was enqueued.
+        reply: Where the one caller of `process` waits for the result; None for frames of a feed.
+    """
+
+    __slots__ = (
+        "captured_at",
+        "context",
+        "event",
+        "events",
+        "index",
+        "owner",
+        "reply",
+        "sequence",
+        "target",
+        "value",
+        "versions",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        sequence: int,
+        value: Value,
+        *,
+        target: Value | None,
+        captured_at: float,
+        context: object,
+    ) -> None:
+        self.owner = owner
+        self.sequence = sequence
+        self.value: Value | None = value
+        self.target = target
+        self.captured_at = captured_at
+        self.context = context
+        self.index = -1
+        self.event: DeviceEvent | None = None
+        self.events: list[DeviceEvent] = []
+        self.versions: list[int] = []
+        self.reply: asyncio.Future[Result] | None = None
+
+
+class Mark(Generic[T]):
+    """Something every stage does between the same two frames.
+
+    It travels behind the last admitted frame, and each stage enqueues its action behind that frame's work. So what the
+    actions see, or change, belongs to one frame boundary over all stages, and the stream need not stop.
+
+    Args:
+        actions: One for each stage, called on the stage's device thread.
+        changes_weights: Whether the weights have another version behind it.
+    """
+
+    def __init__(self, actions: Sequence[Callable[[], T]], *, changes_weights: bool = False) -> None:
+        self.changes_weights = changes_weights
+        self._actions = actions
+        self._results: dict[int, T] = {}
+        self._missing = len(actions)
+        self._done: asyncio.Future[list[T]] = asyncio.get_running_loop().create_future()
+
+    def enqueue(self, stage: int, stream: DeviceStream) -> None:
+        """Enqueue the action of a stage on its stream."""
+        action = self._actions[stage]
+
+        def work(_: Value) -> Value:
+            self._results[stage] = action()
+            return ()
+
+        stream.enqueue(work, ready(()), self._arrived)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell who waits that the mark will not arrive."""
+        if not self._done.done():
+            self._done.set_exception(error)
+            self._done.exception()  # looked at: it is no fault if nobody waits
+
+    async def wait(self) -> list[T]:
+        """Return what the actions returned, stage by stage.
+
+        Cancellation: safe; the mark itself goes on.
+        """
+        return await asyncio.shield(self._done)
+
+    def _arrived(self, event: DeviceEvent) -> None:
+        self._missing -= 1
+        if event.error is not None:
+            self.fail(event.error)
+        elif not self._missing and not self._done.done():
+            self._done.set_result([result for _, result in sorted(self._results.items())])
+
+
+AnyMark: TypeAlias = Mark[object]

@@ -1,0 +1,3 @@
+"""Temporary."""
+
+from partime_async.sources.threaded import aiter_frames as aiter_frames

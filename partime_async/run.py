@@ -1,0 +1,303 @@
+"""A pipeline while it runs: its tasks, feeds and frames, from the first stage's start to the last thread's end."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from partime_async.accounting import Accounts
+from partime_async.admission import Admission
+from partime_async.assembly import Assembly
+from partime_async.channel import Channel
+from partime_async.clock import Clock
+from partime_async.errors import ConfigurationError, DeadlineExceeded, PipelineNotRunning, StageError, WorkAborted
+from partime_async.feed import Feed, FeedOptions
+from partime_async.flight import AnyMark, Frame, Mark
+from partime_async.frame import FrameSpec, Result, StageTiming
+from partime_async.lag import LagMonitor
+from partime_async.stage import Inbox, Stage
+from partime_async.statistics import PipelineStatistics
+
+T = TypeVar("T")
+
+_SLACK = 0.25
+"""Share of a stage's time that hops and jitter may take before a live window of whole frames runs dry."""
+
+
+class OnError(StrEnum):
+    """What a stage's exception does beyond failing its frame."""
+
+    FAIL_FRAME = "fail_frame"
+    """Nothing: the frame's result carries the error, the stream goes on."""
+    STOP = "stop"
+    """The pipeline stops; every caller gets the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `Pipeline` was told; see there."""
+
+    capacity: int
+    depth: int
+    on_error: OnError
+    close_timeout_s: float
+
+    @classmethod
+    def checked(cls, capacity: int, depth: int, on_error: str, close_timeout_s: float) -> RunOptions:
+        """Return the options, or say which of them cannot be.
+
+        Raises:
+            ConfigurationError: One of them is out of range.
+        """
+        for label, number in (("capacity", capacity), ("depth", depth)):
+            if number < 1:
+                raise ConfigurationError(f"{label} is {number}; it cannot be below 1. Pass 1 or more.")
+        if on_error not in tuple(OnError):
+            raise ConfigurationError(f"on_error is {on_error!r}. Use 'fail_frame' or 'stop'.")
+        if not close_timeout_s > 0:
+            raise ConfigurationError(f"close_timeout_s is {close_timeout_s}. Pass more than 0 seconds.")
+        return cls(capacity, depth, OnError(on_error), close_timeout_s)
+
+
+class Run:
+    """The running half of a `Pipeline`.
+
+    Attributes:
+        tasks: Every task of the pipeline is a child of this group, and none of them ever raises into it.
+        direct: The feed behind `Pipeline.process`.
+        error: What stopped the pipeline, if something did.
+    """
+
+    def __init__(self, assembly: Assembly, spec: FrameSpec, clock: Clock, options: RunOptions) -> None:
+        self.error: BaseException | None = None
+        self.tasks = asyncio.TaskGroup()
+        self._assembly = assembly
+        self._spec = spec
+        self._clock = clock
+        self._options = options
+        self._admission = Admission(self._window)
+        self._feeds: dict[Feed, None] = {}
+        self._live_feeds = 0
+        self._ended = Accounts()
+        self._started_at = clock.now()
+        self._children: list[asyncio.Task[None]] = []
+        self._is_closing = False
+        self._stages = self._build_stages()
+        self._lag = LagMonitor(lambda: [stage.stream.busy_s for stage in self._stages], now=clock.now)
+        self.direct = self.new_feed("block", None, options.capacity)
+
+    async def start(self) -> None:
+        """Start a task per stage."""
+        await self.tasks.__aenter__()
+        await self.direct.__aenter__()
+        for stage in self._stages:
+            self.start_task(stage.run(), name=f"partime stage {stage.number}")
+        self.start_task(self._lag.run(), name="partime loop lag")
+
+    def start_task(self, work: Coroutine[None, None, None], *, name: str) -> asyncio.Task[None]:
+        """Start a child task; an exception in it stops the pipeline."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:
+                self.stop(error)
+
+        task = self.tasks.create_task(guarded(), name=name)
+        self._children.append(task)
+        task.add_done_callback(self._children.remove)
+        return task
+
+    # -- frames ---------------------------------------------------------------------------------------------------
+
+    def new_feed(self, overflow: str, max_age_s: float | None, capacity: int) -> Feed:
+        """Make a feed that is open between its `__aenter__` and `__aexit__`."""
+        # Room for the results of everything that can be in flight, so that a reader who keeps up never slows the
+        # stages, and one who does not holds back no other feed.
+        stages, options = len(self._stages), self._options
+        unread_limit = stages * options.depth + (stages - 1) * (options.capacity + 1) + capacity + 1
+        return Feed(
+            FeedOptions.checked(overflow, max_age_s, capacity, unread_limit),
+            spec=self._spec,
+            clock=self._clock,
+            admission=self._admission,
+            on_enter=self._feed_entered,
+            on_exit=self._feed_left,
+        )
+
+    def _feed_entered(self, feed: Feed) -> None:
+        if self._is_closing or self.error is not None:
+            raise self.error or PipelineNotRunning("the pipeline is closing. Open feeds before leaving its block.")
+        self._feeds[feed] = None
+        self._live_feeds += feed.options.is_live
+
+    def _feed_left(self, feed: Feed) -> None:
+        if feed in self._feeds:
+            del self._feeds[feed]
+            self._live_feeds -= feed.options.is_live
+            # Frames of an aborted feed may still be in flight: the account moves over when they have landed.
+            feed.when_landed(lambda: self._ended.add(feed.accounts))
+
+    def _window(self) -> int | None:
+        """Return how many frames may be in flight, if freshness counts: those that keep the slowest stage busy.
+
+        A frame needs the sum S of the stage times, and one leaves every P, the slowest stage's time: S / P frames in
+        flight keep that stage busy, and one more covers for hops and jitter. Its age is then about S + P.
+        """
+        if not self._live_feeds:
+            return None
+        services = [stage.recent_service.value for stage in self._stages]
+        slowest = max(services)
+        if slowest <= 0.0:
+            return len(services) + 1
+        return math.floor(sum(services) / slowest + _SLACK) + 1
+
+    def _frame_done(self, frame: Frame) -> None:
+        self._admission.finished(frame)
+        event = frame.event
+        assert event is not None
+        if isinstance(event.error, WorkAborted):
+            frame.owner.discard(frame)
+            return
+        error: StageError | None = None
+        if event.error is not None:
+            stage = next(stage for stage in self._stages if stage.stream is event.origin)
+            error = StageError(stage.number, stage.layers, frame.index, event.error)
+        result = Result(
+            index=frame.index,
+            sequence=frame.sequence,
+            captured_at=frame.captured_at,
+            latency_s=event.finished_at - frame.captured_at,
+            timings=tuple(StageTiming(done.started_at, done.finished_at) for done in frame.events),
+            weight_versions=tuple(frame.versions),
+            loss=None,
+            error=error,
+            context=frame.context,
+            value=event.value,
+        )
+        frame.owner.finish(frame, result)
+        if error is not None and self._options.on_error is OnError.STOP:
+            self.stop(error)
+
+    # -- marks ----------------------------------------------------------------------------------------------------
+
+    async def send(self, actions: Sequence[Callable[[], T]], *, changes_weights: bool = False) -> list[T]:
+        """Have every stage act between the same two frames, and return what the actions returned."""
+        if self.error is not None:
+            raise self.error
+        mark: Mark[T] = Mark(actions, changes_weights=changes_weights)
+        self._admission.send(mark)
+        return await mark.wait()
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def stop(self, error: BaseException) -> None:
+        """Drop what has not started and raise this error to every caller; the first one counts."""
+        if self.error is None:
+            self.error = error
+        self._abort(self.error)
+
+    async def close(self, *, is_abort: bool) -> None:
+        """Finish all frames, or drop those that have not started; then end every task, thread and stream.
+
+        Raises:
+            DeadlineExceeded: It took longer than `close_timeout_s`; nothing is left but threads that cannot be stopped.
+        """
+        self._is_closing = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._options.close_timeout_s
+        late: DeadlineExceeded | None = None
+        try:
+            if not is_abort and self.error is None:
+                late = await self._drain(deadline)
+        finally:
+            try:
+                self._abort(self.error or PipelineNotRunning("the pipeline was left. Await results inside its block."))
+                # Even when the drain used all the time: what runs now needs a moment to come to its end.
+                await self._end(max(deadline - loop.time(), 0.1 * self._options.close_timeout_s))
+            finally:
+                await self.tasks.__aexit__(None, None, None)
+        if late is not None:
+            raise late
+
+    async def _drain(self, deadline: float) -> DeadlineExceeded | None:
+        feeds = list(self._feeds)
+        for feed in feeds:
+            feed.close()
+            if not feed.has_reader:
+                feed.discard_results()
+        try:
+            async with asyncio.timeout_at(deadline):
+                for feed in feeds:
+                    await feed.drain()
+        except TimeoutError:
+            waiting = sum(feed.accounts.waiting + feed.accounts.in_flight for feed in feeds)
+            what = f"{waiting} frame(s) were not finished"
+            return DeadlineExceeded(what, self._options.close_timeout_s)
+        return None
+
+    def _abort(self, error: BaseException) -> None:
+        for feed in list(self._feeds):
+            feed.abort(error)
+        self._admission.abort(error)
+        for stage in self._stages:
+            stage.stream.abort()
+
+    async def _end(self, timeout_s: float) -> None:
+        for task in list(self._children):
+            task.cancel()
+        try:
+            await self._assembly.close(timeout_s)
+        finally:
+            # Frames between two stages when the tasks ended, and those of a stage that never came to its end.
+            for frame in list(self._admission.flying):
+                self._admission.finished(frame)
+                frame.owner.discard(frame)
+            for feed in list(self._feeds):
+                feed.discard_results()
+                self._feed_left(feed)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> PipelineStatistics:
+        """Return what was seen so far; see `Pipeline.statistics`."""
+        total = Accounts()
+        total.add(self._ended)
+        for feed in self._feeds:
+            total.add(feed.accounts)
+        elapsed_s = self._clock.now() - self._started_at
+        return PipelineStatistics(
+            elapsed_s=elapsed_s,
+            frames=total.counts(),
+            throughput=total.delivered / elapsed_s if elapsed_s > 0 else 0.0,
+            latency_s=total.latency.snapshot(),
+            age_s=total.age.snapshot(),
+            window=self._window(),
+            feeds=len(self._feeds) - 1,
+            stages=tuple(stage.statistics(elapsed_s) for stage in self._stages),
+            loop=self._lag.statistics(),
+        )
+
+    def _build_stages(self) -> list[Stage]:
+        parts = self._assembly.parts
+        links: list[Channel[Frame | AnyMark]] = [Channel(self._options.capacity) for _ in parts[1:]]
+        inboxes: list[Inbox] = [self._admission, *links]
+        outboxes: list[Channel[Frame | AnyMark] | None] = [*links, None]
+        return [
+            Stage(
+                part.number,
+                layers=part.layers,
+                device=part.device.name,
+                stream=part.stream,
+                work=part.work,
+                depth=self._options.depth,
+                inbox=inbox,
+                outbox=outbox,
+                on_frame=self._frame_done,
+            )
+            for part, inbox, outbox in zip(parts, inboxes, outboxes, strict=True)
+        ]

@@ -1,0 +1,175 @@
+"""One stage: the task that takes frames, enqueues their work on the stage's device stream, and hands them on.
+
+    inbox --> [credit?] --> stream.enqueue(work, after frame.event) --> outbox     at once: nobody waits for the device
+                  ^                     |
+                  +---- on_complete ----+                                          in batches, from the device
+
+A frame leaves for the next stage the moment its work is *enqueued*; the devices settle the order among themselves. A
+credit stands for one frame enqueued and not complete, so a stage runs ahead by at most `depth` frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from partime_async.channel import Channel, ChannelStatistics
+from partime_async.devices import DeviceEvent, DeviceStream, Work, ready
+from partime_async.flight import AnyMark, Frame, Mark
+from partime_async.metrics import Distribution, MovingAverage, Quantiles
+
+
+class Inbox(Protocol):
+    """Where a stage takes frames and marks from: a channel, or the pipeline's admission."""
+
+    async def get(self) -> Frame | AnyMark:
+        """Wait for the next frame or mark."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatistics:
+    """What one stage has done.
+
+    Attributes:
+        stage: Its number, from 0.
+        device: Its device's name.
+        layers: Names of its first and last layer.
+        frames: Frames it has finished, failed ones included.
+        failed: Frames on which it raised.
+        enqueued: Frames on its stream now.
+        busy_s: Seconds its device spent on its work.
+        busy_share: `busy_s` over the seconds since the pipeline started.
+        service_s: Distribution of the seconds per frame.
+        queue: What waits before it; None for the first stage, which takes from the feeds.
+    """
+
+    stage: int
+    device: str
+    layers: tuple[str, str]
+    frames: int
+    failed: int
+    enqueued: int
+    busy_s: float
+    busy_share: float
+    service_s: Quantiles
+    queue: ChannelStatistics | None
+
+
+class Stage:
+    """One partition of the network on its own device stream.
+
+    Args:
+        number: From 0.
+        layers: Names of the first and last layer.
+        device: The device's name.
+        stream: Where the work is enqueued; owned by the stage.
+        work: What it does to each frame.
+        depth: How many frames may be enqueued and not complete.
+        inbox: Where frames come from.
+        outbox: The next stage's inbox; None for the last stage.
+        on_frame: Called on the event loop when the last stage has finished a frame.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        layers: tuple[str, str],
+        device: str,
+        stream: DeviceStream,
+        work: Work,
+        depth: int,
+        inbox: Inbox,
+        outbox: Channel[Frame | AnyMark] | None,
+        on_frame: Callable[[Frame], None],
+    ) -> None:
+        self.number = number
+        self.layers = layers
+        self.device = device
+        self.stream = stream
+        self.weight_version = 0
+        self._work = work
+        self._depth = depth
+        self._inbox = inbox
+        self._outbox = outbox
+        self._on_frame = on_frame
+        self._enqueued = 0
+        self._frames = 0
+        self._failed = 0
+        self._service = Distribution()
+        self.recent_service = MovingAverage()
+        self._credit: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """Take, enqueue and hand on, until cancelled."""
+        inbox, outbox = self._inbox, self._outbox
+        while True:
+            if self._enqueued >= self._depth:
+                await self._credit_back()
+            item = await inbox.get()
+            if isinstance(item, Mark):
+                if item.changes_weights:
+                    self.weight_version += 1
+                item.enqueue(self.number, self.stream)
+            else:
+                self._enqueue(item)
+            if outbox is not None:
+                await outbox.put(item)
+
+    def statistics(self, elapsed_s: float) -> StageStatistics:
+        """Return what the stage has done in the `elapsed_s` seconds since the pipeline started."""
+        busy_s = self.stream.busy_s
+        return StageStatistics(
+            stage=self.number,
+            device=self.device,
+            layers=self.layers,
+            frames=self._frames,
+            failed=self._failed,
+            enqueued=self._enqueued,
+            busy_s=busy_s,
+            busy_share=busy_s / elapsed_s if elapsed_s > 0 else 0.0,
+            service_s=self._service.snapshot(),
+            queue=self._inbox.statistics() if isinstance(self._inbox, Channel) else None,
+        )
+
+    def _enqueue(self, frame: Frame) -> None:
+        self._enqueued += 1
+        frame.versions.append(self.weight_version)
+        source = frame.event
+        if source is None:
+            assert frame.value is not None
+            source = ready(frame.value)
+            frame.value = None
+        is_last = self._outbox is None
+
+        def complete(event: DeviceEvent) -> None:
+            self._complete(event)
+            if is_last:
+                self._on_frame(frame)
+
+        frame.event = self.stream.enqueue(self._work, source, complete, to_host=is_last)
+        frame.events.append(frame.event)
+
+    def _complete(self, event: DeviceEvent) -> None:
+        self._enqueued -= 1
+        self._frames += 1
+        if event.error is None:
+            seconds = event.finished_at - event.started_at
+            self._service.record(seconds)
+            self.recent_service.update(seconds)
+        elif event.origin is self.stream:
+            self._failed += 1
+        # Woken when half of the credits are back: one wake-up then enqueues several frames.
+        if self._credit is not None and 2 * self._enqueued <= self._depth:
+            self._credit.set_result(None)
+            self._credit = None
+
+    async def _credit_back(self) -> None:
+        self._credit = asyncio.get_running_loop().create_future()
+        try:
+            await self._credit
+        finally:
+            self._credit = None
