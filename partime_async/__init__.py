@@ -20,6 +20,7 @@ from partime_async.errors import (
 )
 from partime_async.feed import Feed, Overflow
 from partime_async.frame import Result, SourceFrame, StageTiming, Value
+from partime_async.learning import Graph, Learner, Update, UpdateRule, rules
 from partime_async.partition.plan import Plan
 from partime_async.pipeline import Pipeline
 from partime_async.planning import plan
@@ -40,6 +41,8 @@ __all__ = [
     "FrameCounts",
     "FrameDropped",
     "FrameError",
+    "Graph",
+    "Learner",
     "MissingDependencyError",
     "OnError",
     "Overflow",
@@ -56,6 +59,9 @@ __all__ = [
     "SourceFrame",
     "StageError",
     "StageTiming",
+    "Update",
+    "UpdateRule",
     "Value",
     "plan",
+    "rules",
 ]

@@ -29,16 +29,18 @@ class Admission:
 
     Args:
         window: Returns how many frames may be in flight now; None: as many as the stages take.
+        on_admit: Called with each frame when it has its number.
 
     Attributes:
         flying: The frames admitted and not through the last stage.
         admitted: How many frames were ever admitted.
     """
 
-    def __init__(self, window: Callable[[], int | None]) -> None:
+    def __init__(self, window: Callable[[], int | None], on_admit: Callable[[Frame], None] | None = None) -> None:
         self.flying: set[Frame] = set()
         self.admitted = 0
         self._window = window
+        self._on_admit = on_admit
         self._marks: deque[AnyMark] = deque()
         self._turns: deque[Waiting] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -95,6 +97,8 @@ class Admission:
             turns.append(feed)
             frame.index = self.admitted
             self.admitted += 1
+            if self._on_admit is not None:
+                self._on_admit(frame)
             self.flying.add(frame)
             return frame
         return None

@@ -12,6 +12,7 @@ from partime_async.clock import Clock
 from partime_async.devices import Device, DeviceEvent, DeviceStream, Notifier, Work
 from partime_async.errors import ConfigurationError, DeviceError, StageError
 from partime_async.frame import Value
+from partime_async.learning import Learner, StageLearner
 from partime_async.offload import in_thread
 from partime_async.partition.layers import LayerChain
 from partime_async.partition.plan import Plan
@@ -20,14 +21,14 @@ from partime_async.planning import Request, draw_up
 _OPEN_TIMEOUT_S = 10.0
 
 
-async def assemble(request: Request) -> Assembly:
+async def assemble(request: Request, learner: Learner | None) -> Assembly:
     """Copy, cut and plan, off the event loop.
 
     Raises:
         PartitionError: The module cannot be cut as asked.
     """
     chain, plan, devices = await in_thread(lambda: draw_up(request), name="partime planner")
-    return Assembly(chain, plan, devices, request.example, capture=request.capture)
+    return Assembly(chain, plan, devices, request.example, capture=request.capture, learner=learner)
 
 
 class Part:
@@ -38,6 +39,7 @@ class Part:
         layers: Names of the first and last layer.
         device: Where it runs.
         module: Its layers; weights and buffers are the assembly's.
+        learner: How it learns; None: it does not.
     """
 
     stream: DeviceStream
@@ -49,6 +51,7 @@ class Part:
         self.device = device
         self.module = module
         self.threads = threads
+        self.learner: StageLearner | None = None
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of the weights and buffers on the CPU; on the stage's device thread while it runs."""
@@ -64,6 +67,8 @@ class Part:
             with torch.no_grad():
                 for name, tensor in self.module.state_dict(keep_vars=True).items():
                     tensor.copy_(state[name])
+            if self.learner is not None:
+                self.learner.weights_replaced()
 
         return replace
 
@@ -72,13 +77,22 @@ class Assembly:
     """A copy of the module, cut by a plan; opened and closed as often as the pipeline is entered and left."""
 
     def __init__(
-        self, chain: LayerChain, plan: Plan, devices: Sequence[Device], example: Value, *, capture: bool
+        self,
+        chain: LayerChain,
+        plan: Plan,
+        devices: Sequence[Device],
+        example: Value,
+        *,
+        capture: bool,
+        learner: Learner | None,
     ) -> None:
         self.plan = plan
+        self.learner = learner
         self.parts: list[Part] = []
         self._chain = chain
         self._example = example
-        self._capture = capture
+        # A recording has no graph to go back through.
+        self._capture = capture and learner is None
         start = 0
         for number, count in enumerate(plan.balance):
             layers = (chain.names[start], chain.names[start + count - 1])
@@ -152,6 +166,8 @@ class Assembly:
         for part in self.parts:
             try:
                 part.work, value = part.stream.prepare(part.module, value, capture=self._capture)
+                if self.learner is not None and part.learner is None:
+                    part.learner = StageLearner(self.learner, part.module, part.number, len(self.parts))
             except DeviceError:
                 raise
             except Exception as error:

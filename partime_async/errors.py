@@ -42,6 +42,25 @@ class FrameError(PartimeError, ValueError):
     """A frame, or its target, that the pipeline does not take; it was refused where it entered."""
 
 
+class LabelError(PartimeError, ValueError):
+    """A target for a frame that does not exist, or that was learned from already.
+
+    Attributes:
+        index: The frame it was for.
+        latest: The newest frame admitted so far.
+        delay: How many frames later than its frame a target may come.
+    """
+
+    def __init__(self, index: int, latest: int, delay: int) -> None:
+        self.index = index
+        self.latest = latest
+        self.delay = delay
+        super().__init__(
+            f"frame {index} cannot be labelled: frame {latest} is the newest, and a target may come until {delay} "
+            "frame(s) after its own were admitted. Use the index of a result, or a Learner with a larger label_delay."
+        )
+
+
 class FeedClosed(PartimeError):
     """A frame was offered to a feed that accepts no more."""
 
@@ -95,6 +114,10 @@ class StageError(PartimeError):
             f"stage {stage} (layers {layers[0]} to {layers[1]}) failed{of_frame}: {type(cause).__name__}: {cause}"
         )
         self.__cause__ = cause
+
+
+class NonFiniteError(PartimeError, ArithmeticError):
+    """A loss or gradient is not finite, and the learner's policy is to stop."""
 
 
 class WorkAborted(PartimeError):

@@ -32,6 +32,10 @@ class Frame:
         event: The completion of the latest work enqueued for it.
         events: The completions of all its work, stage by stage.
         versions: The weight version of each stage when its work was enqueued.
+        target: What came along with the frame.
+        lesson_target: What the last stage learns from at this frame's event: the target of the frame that was admitted
+            `label_delay` frames before.
+        loss: The loss of this frame, set by the last stage of a learning pipeline.
         reply: Where the one caller of `process` waits for the result; None for frames of a feed.
     """
 
@@ -41,6 +45,8 @@ class Frame:
         "event",
         "events",
         "index",
+        "lesson_target",
+        "loss",
         "owner",
         "reply",
         "sequence",
@@ -66,6 +72,8 @@ class Frame:
         self.captured_at = captured_at
         self.context = context
         self.index = -1
+        self.lesson_target: Value | None = None
+        self.loss: float | None = None
         self.event: DeviceEvent | None = None
         self.events: list[DeviceEvent] = []
         self.versions: list[int] = []

@@ -17,6 +17,7 @@ from partime_async.errors import FeedClosed, PipelineNotRunning
 from partime_async.feed import Feed
 from partime_async.frame import FrameSpec, Result, SourceFrame, Value
 from partime_async.iteration import aiter_frames
+from partime_async.learning import Learner
 from partime_async.partition.plan import Plan
 from partime_async.planning import Request
 from partime_async.run import Run, RunOptions
@@ -41,6 +42,7 @@ class Pipeline:
         stages: How many stages; None: the planner decides.
         balance: Layers per stage; instead of `stages`.
         devices: One per stage, e.g. ``["cuda:0", "cuda:1"]``; fewer are used in turn. None: every GPU, or the CPU.
+        learner: How the network learns from the frames; None: it does not.
         capacity: Frames that may wait between two stages, and in a feed.
         depth: Frames that may be enqueued on a stage's stream.
         on_error: ``fail_frame`` or ``stop``: what a stage's exception does.
@@ -60,6 +62,7 @@ class Pipeline:
         stages: int | None = None,
         balance: Sequence[int] | None = None,
         devices: Sequence[str | torch.device | Device] | None = None,
+        learner: Learner | None = None,
         capacity: int = 2,
         depth: int = 2,
         on_error: str = "fail_frame",
@@ -72,6 +75,7 @@ class Pipeline:
             module, example, stages=stages, balance=balance, devices=devices, capture=capture
         )
         self._options = RunOptions.checked(capacity, depth, on_error, close_timeout_s)
+        self._learner = learner
         self._clock: Clock = clock or MonotonicClock()
         self._running: Run | None = None
         self._assembly: Assembly | None = None
@@ -152,6 +156,39 @@ class Pipeline:
         """
         return self._run.new_feed(overflow, max_age_s, self._options.capacity if capacity is None else capacity)
 
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    async def label(self, index: int, target: Value) -> None:
+        """Give the target of an earlier frame, at most the learner's `label_delay` frames after its admission.
+
+        Args:
+            index: `Result.index` of the frame.
+            target: What the network should have said.
+
+        Raises:
+            LabelError: It comes too late, or no such frame was admitted; it is counted as refused.
+            ConfigurationError: The pipeline does not learn.
+        """
+        self._run.label(index, target)
+
+    async def freeze(self) -> None:
+        """Stop learning between two frames, the same two in every stage; inference goes on.
+
+        While frozen, stages keep nothing to come back to: gradients on their way are let go.
+
+        Raises:
+            ConfigurationError: The pipeline does not learn.
+        """
+        await self._run.set_frozen(True)
+
+    async def thaw(self) -> None:
+        """Go on learning between two frames, the same two in every stage.
+
+        Raises:
+            ConfigurationError: The pipeline does not learn.
+        """
+        await self._run.set_frozen(False)
+
     # -- weights --------------------------------------------------------------------------------------------------
 
     async def state_dict(self) -> dict[str, Tensor]:
@@ -210,7 +247,7 @@ class Pipeline:
         if self._running is not None:
             raise PipelineNotRunning("the pipeline is running already. Make another Pipeline to run it twice.")
         notifier: Notifier[DeviceEvent] = Notifier(asyncio.get_running_loop())
-        assembly = self._assembly or await assemble(self._request)
+        assembly = self._assembly or await assemble(self._request, self._learner)
         await assembly.open(notifier, self._clock)
         self._assembly = assembly
         self._running = Run(assembly, self._spec, self._clock, self._options)

@@ -7,18 +7,22 @@ import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 from partime_async.accounting import Accounts
 from partime_async.admission import Admission
-from partime_async.assembly import Assembly
+from partime_async.assembly import Assembly, Part
 from partime_async.channel import Channel
 from partime_async.clock import Clock
 from partime_async.errors import ConfigurationError, DeadlineExceeded, PipelineNotRunning, StageError, WorkAborted
 from partime_async.feed import Feed, FeedOptions
 from partime_async.flight import AnyMark, Frame, Mark
-from partime_async.frame import FrameSpec, Result, StageTiming
+from partime_async.frame import FrameSpec, Result, StageTiming, Value
+from partime_async.labels import LabelBook
 from partime_async.lag import LagMonitor
+from partime_async.learning import Learner
+from partime_async.lesson import GradientLink, Lesson, gradient_link
 from partime_async.stage import Inbox, Stage
 from partime_async.statistics import PipelineStatistics
 
@@ -79,7 +83,9 @@ class Run:
         self._spec = spec
         self._clock = clock
         self._options = options
-        self._admission = Admission(self._window)
+        learner = assembly.learner
+        self._labels = None if learner is None else LabelBook(learner.label_delay)
+        self._admission = Admission(self._window, self._labelled)
         self._feeds: dict[Feed, None] = {}
         self._live_feeds = 0
         self._ended = Accounts()
@@ -142,6 +148,25 @@ class Run:
             # Frames of an aborted feed may still be in flight: the account moves over when they have landed.
             feed.when_landed(lambda: self._ended.add(feed.accounts))
 
+    def _labelled(self, frame: Frame) -> None:
+        if self._labels is not None:
+            frame.lesson_target = self._labels.admit(frame.index, frame.target)
+
+    def label(self, index: int, target: Value) -> None:
+        """Take a late target; see `Pipeline.label`."""
+        if self._labels is None:
+            raise ConfigurationError("the pipeline does not learn: it has no use for labels. Pass a Learner to it.")
+        self._labels.label(index, target)
+
+    async def set_frozen(self, is_frozen: bool) -> None:
+        """Stop, or go on, learning at one frame boundary; see `Pipeline.freeze`."""
+        learners = [part.learner for part in self._assembly.parts if part.learner is not None]
+        if not learners:
+            raise ConfigurationError(
+                "the pipeline does not learn: it cannot be frozen or thawed. Pass a Learner to it."
+            )
+        await self.send([partial(learner.freeze, is_frozen) for learner in learners])
+
     def _window(self) -> int | None:
         """Return how many frames may be in flight, if freshness counts: those that keep the slowest stage busy.
 
@@ -150,7 +175,7 @@ class Run:
         """
         if not self._live_feeds:
             return None
-        services = [stage.recent_service.value for stage in self._stages]
+        services = [stage.recent_service_s for stage in self._stages]
         slowest = max(services)
         if slowest <= 0.0:
             return len(services) + 1
@@ -174,7 +199,7 @@ class Run:
             latency_s=event.finished_at - frame.captured_at,
             timings=tuple(StageTiming(done.started_at, done.finished_at) for done in frame.events),
             weight_versions=tuple(frame.versions),
-            loss=None,
+            loss=frame.loss,
             error=error,
             context=frame.context,
             value=event.value,
@@ -234,6 +259,9 @@ class Run:
             async with asyncio.timeout_at(deadline):
                 for feed in feeds:
                     await feed.drain()
+                if self._assembly.learner is not None:
+                    # Every stage has learned what it can from the last frame when this mark has passed.
+                    await self.send([_do_nothing] * len(self._stages))
         except TimeoutError:
             waiting = sum(feed.accounts.waiting + feed.accounts.in_flight for feed in feeds)
             what = f"{waiting} frame(s) were not finished"
@@ -298,6 +326,35 @@ class Run:
                 inbox=inbox,
                 outbox=outbox,
                 on_frame=self._frame_done,
+                lesson=lesson,
             )
-            for part, inbox, outbox in zip(parts, inboxes, outboxes, strict=True)
+            for part, inbox, outbox, lesson in zip(parts, inboxes, outboxes, self._build_lessons(), strict=True)
         ]
+
+    def _build_lessons(self) -> list[Lesson | None]:
+        parts, learner = self._assembly.parts, self._assembly.learner
+        if learner is None:
+            return [None] * len(parts)
+        links = [gradient_link(learner.rule.lag) for _ in parts[1:]]
+        incoming: list[GradientLink | None] = [*links, None]
+        outgoing: list[GradientLink | None] = [None, *links]
+        return [
+            self._lesson(part, learner, taken, given)
+            for part, taken, given in zip(parts, incoming, outgoing, strict=True)
+        ]
+
+    def _lesson(
+        self, part: Part, learner: Learner, incoming: GradientLink | None, outgoing: GradientLink | None
+    ) -> Lesson:
+        assert part.learner is not None
+
+        def stop(error: BaseException) -> None:
+            self.stop(StageError(part.number, part.layers, None, error))
+
+        return Lesson(
+            part.learner, stream=part.stream, lag=learner.rule.lag, incoming=incoming, outgoing=outgoing, on_error=stop
+        )
+
+
+def _do_nothing() -> None:
+    """Be the action of a mark that is only waited for."""

@@ -18,6 +18,7 @@ from typing import Protocol
 from partime_async.channel import Channel, ChannelStatistics
 from partime_async.devices import DeviceEvent, DeviceStream, Work, ready
 from partime_async.flight import AnyMark, Frame, Mark
+from partime_async.lesson import Lesson
 from partime_async.metrics import Distribution, MovingAverage, Quantiles
 
 
@@ -71,6 +72,7 @@ class Stage:
         inbox: Where frames come from.
         outbox: The next stage's inbox; None for the last stage.
         on_frame: Called on the event loop when the last stage has finished a frame.
+        lesson: How the stage learns; None: it does not.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Stage:
         inbox: Inbox,
         outbox: Channel[Frame | AnyMark] | None,
         on_frame: Callable[[Frame], None],
+        lesson: Lesson | None = None,
     ) -> None:
         self.number = number
         self.layers = layers
@@ -96,11 +99,12 @@ class Stage:
         self._inbox = inbox
         self._outbox = outbox
         self._on_frame = on_frame
+        self._lesson = lesson
         self._enqueued = 0
         self._frames = 0
         self._failed = 0
         self._service = Distribution()
-        self.recent_service = MovingAverage()
+        self._recent_service = MovingAverage()
         self._credit: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
@@ -118,6 +122,15 @@ class Stage:
                 self._enqueue(item)
             if outbox is not None:
                 await outbox.put(item)
+            # The output is on its way: the next stage does not wait for what this one learns.
+            if self._lesson is not None and isinstance(item, Frame):
+                await self._lesson.learn(item)
+
+    @property
+    def recent_service_s(self) -> float:
+        """Seconds the stage needs per frame, averaged over the latest ones; 0.0 before the first."""
+        learning_s = self._lesson.recent_service.value if self._lesson is not None else 0.0
+        return self._recent_service.value + learning_s
 
     def statistics(self, elapsed_s: float) -> StageStatistics:
         """Return what the stage has done in the `elapsed_s` seconds since the pipeline started."""
@@ -137,7 +150,11 @@ class Stage:
 
     def _enqueue(self, frame: Frame) -> None:
         self._enqueued += 1
-        frame.versions.append(self.weight_version)
+        work = self._work
+        if self._lesson is not None:
+            work = self._lesson.forward(frame)
+        else:
+            frame.versions.append(self.weight_version)
         source = frame.event
         if source is None:
             assert frame.value is not None
@@ -150,7 +167,7 @@ class Stage:
             if is_last:
                 self._on_frame(frame)
 
-        frame.event = self.stream.enqueue(self._work, source, complete, to_host=is_last)
+        frame.event = self.stream.enqueue(work, source, complete, to_host=is_last)
         frame.events.append(frame.event)
 
     def _complete(self, event: DeviceEvent) -> None:
@@ -159,13 +176,12 @@ class Stage:
         if event.error is None:
             seconds = event.finished_at - event.started_at
             self._service.record(seconds)
-            self.recent_service.update(seconds)
+            self._recent_service.update(seconds)
         elif event.origin is self.stream:
             self._failed += 1
         # Woken when half of the credits are back: one wake-up then enqueues several frames.
-        if self._credit is not None and 2 * self._enqueued <= self._depth:
+        if self._credit is not None and 2 * self._enqueued <= self._depth and not self._credit.done():
             self._credit.set_result(None)
-            self._credit = None
 
     async def _credit_back(self) -> None:
         self._credit = asyncio.get_running_loop().create_future()

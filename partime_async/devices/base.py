@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import device as torch_device
@@ -86,13 +87,16 @@ def ready(value: Value) -> DeviceEvent:
 
 
 def without_frames_of(file: str, error: BaseException) -> BaseException:
-    """Return the error with a traceback that starts in the work, not in the stream that ran it.
+    """Return the error with a traceback that starts in the work, not in the stream (in `file`) that ran it.
 
-    The frames of the stream hold the job, and the job holds the error: a cycle that would keep the tensors in all these
-    frames alive until the garbage collector comes by.
+    Each frame of a traceback keeps its callers, and the frames of a stream hold the job, which holds the error: a
+    cycle, in which all tensors of these frames would wait for the garbage collector. So frames that have returned are
+    cleared; one that still runs has to delete its `job` itself.
     """
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == file:
+        with suppress(RuntimeError):  # it still runs
+            frames.tb_frame.clear()
         frames = frames.tb_next
     return error.with_traceback(frames)
 

@@ -193,6 +193,7 @@ class CpuStream:
         source.release()
         job.source = _NOTHING
         job.complete()
+        del job, source, work  # an error keeps this frame: see `without_frames_of`
 
     def _announce(self, finished: list[tuple[Callable[[DeviceEvent], None], DeviceEvent]]) -> None:
         if finished:

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
@@ -95,6 +96,14 @@ class CudaDevice:
         self._slots = slots
         self._runtime = runtime
         self._launcher = Launcher(f"{self.name} launcher")
+
+    def timed(self, run: Callable[[], None]) -> float:
+        """Run this and return the seconds until the device was done with it, launches included."""
+        self._runtime.settle(self.index)
+        began = time.perf_counter()
+        run()
+        self._runtime.settle(self.index)
+        return time.perf_counter() - began
 
     def open_stream(
         self, name: str, *, notifier: Notifier[DeviceEvent], clock: Clock, threads: int = 1
@@ -244,6 +253,7 @@ class CudaStream:
                 job.fail(without_frames_of(__file__, error), self)
         job.launched()
         self._in_flight.put(job)
+        del job, source, value  # an error keeps this frame: see `without_frames_of`
 
     def _run(self, job: CudaEvent, work: Work, value: Value) -> None:
         runtime, transfers = self._runtime, self._transfers
@@ -297,6 +307,7 @@ class CudaStream:
         if job.on_complete is not None:
             # One by one: the Notifier makes one wake-up of what piled up, and the next job may take long.
             self._notifier.post([(job.on_complete, job)])
+        del job  # an error keeps this frame: see `without_frames_of`
 
     def _collect(self, job: CudaEvent) -> None:
         runtime = self._runtime

@@ -121,7 +121,7 @@ def _imported(name: str) -> Callable[..., object]:
     if not callable(found):
         own = [key for key, item in vars(module).items() if getattr(item, "__module__", None) == module.__name__]
         offered = [key for key in own if callable(getattr(module, key)) and not key.startswith("_")]
-        problem = f"has no {attribute!r}" if found is None else f"has a {type(found).__name__} called {attribute!r}"
+        problem = f"has no {attribute!r}" if found is None else f"has {attribute!r} of type {type(found).__name__}"
         raise ConfigurationError(
             f"module {path!r} {problem}, and a factory is needed. Choose one of: {', '.join(offered) or 'it has none'}."
         )

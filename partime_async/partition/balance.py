@@ -11,7 +11,7 @@ import numpy as np
 from partime_async.errors import PartitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from numpy.typing import NDArray
@@ -27,8 +27,8 @@ def balance(
 ) -> tuple[int, ...]:
     """Divide n layers over k stages in their order, with the slowest stage as fast as it can be.
 
-    Exact. Among the divisions with the same slowest stage it is one with the smallest sum over the stages, and always
-    the same one. Every stage gets at least one layer.
+    Exact. Among the divisions with the same slowest stage it is the one with the smallest sum over the stages, and
+    among those whose sums agree to a billionth, the most even. Every stage gets at least one layer.
 
     Args:
         costs: `costs[k][i]`: seconds of layer i on the device of stage k; infinite where it cannot run.
@@ -45,12 +45,12 @@ def balance(
     times, brings = _matrix(costs, len(costs), layers, "costs"), _matrix(transfers, len(costs), layers, "transfers")
     is_start = np.array([cut not in forbidden_cuts for cut in range(layers)])
     _check_count(len(costs), layers, int(is_start[1:].sum()))
-    bound, _ = _fold(times, brings, is_start, np.maximum, np.inf)
+    bound, _ = _fold(_spans(times, brings, is_start), np.maximum)
     if not np.isfinite(bound):
         raise PartitionError("every division leaves some layer where its cost is infinite. Give it a stage to run on.")
     # The smallest sum is sought among all divisions within the bound, not on the way to it: a stage that is not the
     # slowest may be slower than it need be, if that makes another one cheaper.
-    _, starts = _fold(times, brings, is_start, np.add, bound)
+    _, starts = _fold((_priced(spans, bound) for spans in _spans(times, brings, is_start)), np.add)
     return tuple(stop - start for start, stop in itertools.pairwise([*starts, layers]))
 
 
@@ -127,34 +127,34 @@ def _check_count(stages: int, layers: int, cuts: int) -> None:
         )
 
 
-def _fold(
-    times: NDArray[np.float64],
-    brings: NDArray[np.float64],
-    is_start: NDArray[np.bool_],
-    combine: np.ufunc,
-    bound: float,
-) -> tuple[float, list[int]]:
-    """Find the division with the least combined cost of its stages, none of them above the bound.
+def _fold(stages: Iterable[NDArray[np.float64]], combine: np.ufunc) -> tuple[float, list[int]]:
+    """Find the division with the least combined cost of its stages.
 
-    `best[b]` is the least cost of the first b layers on the stages so far; it is extended stage by stage. The cost is
-    quadratic in the layers and linear in the stages: 600 layers on 16 stages take a few hundredths of a second.
+    `best[b]` is the least cost of the first b layers on the stages so far; it is extended stage by stage. The work is
+    quadratic in the layers and linear in the stages: 600 layers on 16 stages take about a fifth of a second.
 
     Returns:
-        The cost (infinite if there is no division) and the first layer of each stage.
+        The cost, infinite if there is no division, and the first layer of each stage.
     """
-    layers = times.shape[1]
-    best = np.full(layers + 1, np.inf)
-    best[0] = 0.0
+    best = np.zeros(1)
     choices: list[NDArray[np.intp]] = []
-    for spans in _spans(times, brings, is_start):
-        totals = combine(best[:-1, None], np.where(spans <= bound, spans, np.inf))
+    for spans in stages:
+        if not choices:
+            best = np.array([0.0] + [np.inf] * len(spans))
+        totals = combine(best[:-1, None], spans)
         choices.append(totals.argmin(axis=0))
         best = totals.min(axis=0)
-    starts, stop = [], layers
+    starts, stop = [], -1
     for choice in reversed(choices):
         stop = int(choice[stop])
         starts.append(stop)
-    return float(best[layers]), starts[::-1]
+    return float(best[-1]), starts[::-1]
+
+
+def _priced(spans: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
+    """Return the costs within the bound, with the least bit more for the larger ones, so that even divisions win."""
+    unevenness = 1e-9 / bound if bound else 0.0
+    return np.where(spans <= bound, spans + unevenness * np.where(spans <= bound, spans, 0.0) ** 2, np.inf)
 
 
 def _spans(

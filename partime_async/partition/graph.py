@@ -253,7 +253,8 @@ def _told(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     places = [frame for frame in frames if not frame.filename.startswith(_OWN_CODE)]
     place = f" ({places[-1].filename}:{places[-1].lineno}: {places[-1].line})" if places else ""
-    return f"{type(error).__name__}: {error}{place}"
+    kind = "" if isinstance(error, _ModeChanged) else f"{type(error).__name__}: "
+    return f"{kind}{error}{place}"
 
 
 def _untraceable(module: nn.Module, why: str) -> PartitionError:

@@ -26,9 +26,9 @@ class Plan:
         threads: Intra-op threads of each stage; 1 where the device is no CPU.
         layer_names: The layers, of all stages.
         parameter_bytes: Bytes of the parameters of each stage.
-        stage_costs_s: Seconds that each stage computes for one frame.
-        transfer_costs_s: Seconds to bring a frame's values into each stage.
-        predicted_period_s: Seconds from one result to the next when frames never run out.
+        stage_costs_s: Seconds that each stage computes for one frame; empty where nobody measured the layers.
+        transfer_costs_s: Seconds to bring a frame's values into each stage; empty where nobody measured the layers.
+        predicted_period_s: Seconds from one result to the next when frames never run out; 0 where nothing is known.
         note: Why fewer stages were chosen than could be; empty if they were not.
         measured_throughput: Frames/s, where somebody measured it.
         measured_latency_s: Seconds from a frame's admission to its result, where somebody measured it.
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def predicted_throughput(self) -> float:
-        """Frames/s when frames never run out."""
+        """Frames/s when frames never run out; infinite where nothing is known."""
         return 1.0 / self.predicted_period_s if self.predicted_period_s else float("inf")
 
     @property
@@ -65,7 +65,7 @@ class Plan:
         """Return the plan as values that `json` writes."""
         fields = {name: list(item) if isinstance(item, tuple) else item for name, item in asdict(self).items()}
         derived = {
-            "predicted_throughput": self.predicted_throughput,
+            "predicted_throughput": self.predicted_throughput if self.predicted_period_s else None,  # JSON has no inf
             "predicted_latency_s": self.predicted_latency_s,
         }
         return fields | derived
@@ -81,7 +81,8 @@ class Plan:
             ).rstrip()
             for row in rows
         ]
-        lines.append(_figures("predicted", self.predicted_throughput, self.predicted_latency_s))
+        if self.predicted_period_s:
+            lines.append(_figures("predicted", self.predicted_throughput, self.predicted_latency_s))
         if self.measured_throughput is not None:
             lines.append(_figures("measured", self.measured_throughput, self.measured_latency_s))
         return "\n".join([*lines, self.note] if self.note else lines)
@@ -89,7 +90,7 @@ class Plan:
     def _row(self, stage: int) -> tuple[str, ...]:
         start = sum(self.balance[:stage])
         first, last = self.layer_names[start], self.layer_names[start + self.balance[stage] - 1]
-        total = sum(self.stage_costs_s)
+        cost, total = dict(enumerate(self.stage_costs_s)).get(stage), sum(self.stage_costs_s)
         return (
             str(stage),
             self.devices[stage],
@@ -97,8 +98,8 @@ class Plan:
             first if self.balance[stage] == 1 else f"{first} .. {last}",
             str(self.balance[stage]),
             _bytes(self.parameter_bytes[stage]),
-            f"{1e3 * self.stage_costs_s[stage]:.2f}",
-            f"{self.stage_costs_s[stage] / total:.0%}" if total else "-",
+            "-" if cost is None else f"{1e3 * cost:.2f}",
+            f"{cost / total:.0%}" if cost is not None and total else "-",
         )
 
 

@@ -1,0 +1,69 @@
+"""How the command line looks and speaks: colours, numbers, errors."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from partime_async.errors import PartimeError
+
+LABEL = "dim"
+GOOD = "green"
+WARN = "yellow"
+BAD = "bold red"
+ACCENT = "cyan"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds for people, in three digits: 0.41 ms, 71.3 ms, 1.42 s."""
+    if seconds >= 0.9995:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    milliseconds = 1e3 * seconds
+    return f"{milliseconds:.2f} ms" if milliseconds < 9.995 else f"{milliseconds:.1f} ms"
+
+
+def rate(per_s: float) -> str:
+    """Write frames per second for people."""
+    return f"{per_s:.1f} frames/s" if per_s < 999.95 else f"{per_s:,.0f} frames/s"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: 1 frame, 2 frames."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def causes(dropped: Mapping[str, int]) -> str:
+    """Write how many frames were dropped for which cause, the most first."""
+    return ", ".join(f"{cause} {count}" for cause, count in sorted(dropped.items(), key=lambda item: -item[1]) if count)
+
+
+def tell_error(error: BaseException, *, with_traceback: bool) -> None:
+    """Write one red line to stderr, or the whole traceback."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if with_traceback:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    text = Text("error: ", style=BAD)
+    if isinstance(error, PartimeError):
+        text.append(" ".join(str(error).split()), style="red")
+    else:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text.append(told if with_traceback else f"{told} (--traceback shows where)", style="red")
+    console.print(text)
+
+
+@contextmanager
+def errors_told(*, with_traceback: bool) -> Iterator[None]:
+    """Turn an exception into a red line and exit code 2: the command cannot be carried out."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, typer.Exit):
+            raise
+        tell_error(error, with_traceback=with_traceback)
+        raise typer.Exit(2) from None

@@ -1,0 +1,93 @@
+"""The learning half of a stage's task: which gradient its next backward pass waits for, and where its own one goes.
+
+    stage h      F(t) enqueued, output handed on, then B(t) enqueued behind G_{h+1}(t - lag)
+    stage h+1    puts the event of its B(t), which brings G_{h+1}(t), into the link to stage h
+
+The links carry one event per frame, in order, so "the gradient of event t - lag" is simply the next one: data flow alone
+decides, on the device, and the wait for it is the flow control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+from partime_async.channel import Channel
+from partime_async.devices import DeviceEvent, DeviceStream, Work, ready
+from partime_async.flight import Frame
+from partime_async.frame import Value
+from partime_async.learning import StageLearner
+from partime_async.metrics import MovingAverage
+
+GradientLink: TypeAlias = Channel[DeviceEvent]
+"""From one stage to the one before: the events that bring its gradients, one per frame."""
+
+
+def gradient_link(lag: int) -> GradientLink:
+    """Return a link that never makes the later stage wait: it is at most at the frame the earlier one has sent."""
+    return Channel(lag + 2)
+
+
+class Lesson:
+    """One stage's forward and backward passes, as work for its stream.
+
+    Args:
+        learner: Does the work, on the stage's device thread.
+        stream: The stage's.
+        lag: Of the update rule.
+        incoming: Brings the gradients of the next stage; None at the last stage.
+        outgoing: Takes this stage's gradients to the one before; None at the first stage.
+        on_error: Called on the event loop if a backward pass or a step raised: learning cannot go on.
+    """
+
+    def __init__(
+        self,
+        learner: StageLearner,
+        *,
+        stream: DeviceStream,
+        lag: int,
+        incoming: GradientLink | None,
+        outgoing: GradientLink | None,
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self.learner = learner
+        self.recent_service = MovingAverage()
+        self._stream = stream
+        self._lag = lag
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._on_error = on_error
+
+    def forward(self, frame: Frame) -> Work:
+        """Return the forward pass of a frame."""
+
+        def work(value: Value) -> Value:
+            frame.versions.append(self.learner.version)
+            output, loss = self.learner.forward(frame.index, value, frame.lesson_target)
+            frame.loss = loss
+            return output
+
+        return work
+
+    async def learn(self, frame: Frame) -> None:
+        """Enqueue the backward pass of a frame's event, behind its forward pass and the gradient it needs.
+
+        Cancellation: safe; nothing was enqueued.
+        """
+        source = ready(())  # no gradient
+        if self._incoming is not None and frame.index >= self._lag:
+            source = await self._incoming.get()
+
+        def work(value: Value) -> Value:
+            return self.learner.backward(frame.index, (value,) if isinstance(value, Tensor) else value)
+
+        event = self._stream.enqueue(work, source, self._learned)
+        if self._outgoing is not None:
+            self._outgoing.put_nowait(event)
+
+    def _learned(self, event: DeviceEvent) -> None:
+        self.recent_service.update(event.finished_at - event.started_at)
+        if event.error is not None and event.origin is self._stream:
+            self._on_error(event.error)
