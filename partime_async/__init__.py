@@ -25,6 +25,7 @@ from partime_async.partition.plan import Plan
 from partime_async.pipeline import Pipeline
 from partime_async.planning import plan
 from partime_async.run import OnError
+from partime_async.stateful import Stateful
 from partime_async.statistics import PipelineStatistics
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "SourceFrame",
     "StageError",
     "StageTiming",
+    "Stateful",
     "Update",
     "UpdateRule",
     "Value",

@@ -17,6 +17,7 @@ from partime_async.offload import in_thread
 from partime_async.partition.layers import LayerChain
 from partime_async.partition.plan import Plan
 from partime_async.planning import Request, draw_up
+from partime_async.stateful import StateKeeper
 
 _OPEN_TIMEOUT_S = 10.0
 
@@ -39,6 +40,7 @@ class Part:
         layers: Names of the first and last layer.
         device: Where it runs.
         module: Its layers; weights and buffers are the assembly's.
+        states: What its layers remember of each feed.
         learner: How it learns; None: it does not.
     """
 
@@ -51,6 +53,7 @@ class Part:
         self.device = device
         self.module = module
         self.threads = threads
+        self.states = StateKeeper(module)
         self.learner: StageLearner | None = None
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -127,6 +130,8 @@ class Assembly:
         """
         closings = [part.stream.aclose(timeout_s) for part in self.parts]
         outcomes = await asyncio.gather(*closings, return_exceptions=True)
+        for part in self.parts:
+            part.states.clear()
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

@@ -99,6 +99,7 @@ class Feed:
         keeps = options.capacity if options.overflow in _LIVE else options.unread_limit
         self._outbox: Channel[Result] = Channel(keeps)
         self._is_discarding = False
+        self._resets_next = False
         self._error: BaseException | None = None
         self._settled: asyncio.Future[None] | None = None
         self._landed: Callable[[], None] | None = None
@@ -246,6 +247,10 @@ class Feed:
             self._drop(frame, DropCause.ABORTED)
         self._settle()
 
+    def reset_state(self) -> None:
+        """Let the layers that remember start over with the next frame that is put; see `Stateful`."""
+        self._resets_next = True
+
     @property
     def has_reader(self) -> bool:
         """Whether a task waits for the next result right now."""
@@ -337,7 +342,9 @@ class Feed:
             self.accounts.drop_waiting(DropCause.INVALID)
             raise
         captured = self._now() if captured_at is None else captured_at
-        return Frame(self, number, value, target=target, captured_at=captured, context=context)
+        frame = Frame(self, number, value, target=target, captured_at=captured, context=context)
+        frame.resets_state, self._resets_next = self._resets_next, False
+        return frame
 
     async def _put_waiting(self, entry: Frame) -> None:
         try:
@@ -366,6 +373,13 @@ class Feed:
 
     def _drop(self, frame: Frame, cause: DropCause) -> None:
         self.accounts.drop_waiting(cause)
+        if frame.resets_state:
+            # The reset outlives the frame: it falls to the oldest that still waits, or to the next one put.
+            follower = self._inbox.peek()
+            if follower is None:
+                self._resets_next = True
+            else:
+                follower.resets_state = True
         self._fail_reply(frame, cause)
 
     def _drop_result(self, result: Result) -> None:

@@ -15,6 +15,10 @@ T = TypeVar("T", covariant=True)
 class Owner(Protocol):
     """Where a frame came from, and where its result goes."""
 
+    def __hash__(self) -> int:
+        """Tell owners apart: what the layers remember is kept by owner."""
+        ...
+
     def finish(self, frame: Frame, result: Result) -> None:
         """Take the result of a frame that the last stage has finished."""
         ...
@@ -36,6 +40,7 @@ class Frame:
         lesson_target: What the last stage learns from at this frame's event: the target of the frame that was admitted
             `label_delay` frames before.
         loss: The loss of this frame, set by the last stage of a learning pipeline.
+        resets_state: Whether the layers that remember forget the feed's earlier frames before this one.
         reply: Where the one caller of `process` waits for the result; None for frames of a feed.
     """
 
@@ -49,6 +54,7 @@ class Frame:
         "loss",
         "owner",
         "reply",
+        "resets_state",
         "sequence",
         "target",
         "value",
@@ -77,6 +83,7 @@ class Frame:
         self.event: DeviceEvent | None = None
         self.events: list[DeviceEvent] = []
         self.versions: list[int] = []
+        self.resets_state = False
         self.reply: asyncio.Future[Result] | None = None
 
 

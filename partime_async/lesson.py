@@ -3,8 +3,8 @@
     stage h      F(t) enqueued, output handed on, then B(t) enqueued behind G_{h+1}(t - lag)
     stage h+1    puts the event of its B(t), which brings G_{h+1}(t), into the link to stage h
 
-The links carry one event per frame, in order, so "the gradient of event t - lag" is simply the next one: data flow alone
-decides, on the device, and the wait for it is the flow control.
+The links carry one event per frame, in order, so "the gradient of event t - lag" is simply the next one: data flow
+alone decides, on the device, and the wait for it is the flow control.
 """
 
 from __future__ import annotations

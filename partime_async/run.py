@@ -15,6 +15,7 @@ from partime_async.admission import Admission
 from partime_async.assembly import Assembly, Part
 from partime_async.channel import Channel
 from partime_async.clock import Clock
+from partime_async.devices import Work, ready
 from partime_async.errors import ConfigurationError, DeadlineExceeded, PipelineNotRunning, StageError, WorkAborted
 from partime_async.feed import Feed, FeedOptions
 from partime_async.flight import AnyMark, Frame, Mark
@@ -146,7 +147,15 @@ class Run:
             del self._feeds[feed]
             self._live_feeds -= feed.options.is_live
             # Frames of an aborted feed may still be in flight: the account moves over when they have landed.
-            feed.when_landed(lambda: self._ended.add(feed.accounts))
+            feed.when_landed(partial(self._feed_landed, feed))
+
+    def _feed_landed(self, feed: Feed) -> None:
+        self._ended.add(feed.accounts)
+        if self._is_closing:
+            return  # all states go with the streams
+        for part in self._assembly.parts:
+            if part.states:
+                part.stream.enqueue(_on_no_value(partial(part.states.forget, feed)), ready(()))
 
     def _labelled(self, frame: Frame) -> None:
         if self._labels is not None:
@@ -326,6 +335,7 @@ class Run:
                 inbox=inbox,
                 outbox=outbox,
                 on_frame=self._frame_done,
+                states=part.states,
                 lesson=lesson,
             )
             for part, inbox, outbox, lesson in zip(parts, inboxes, outboxes, self._build_lessons(), strict=True)
@@ -354,6 +364,14 @@ class Run:
         return Lesson(
             part.learner, stream=part.stream, lag=learner.rule.lag, incoming=incoming, outgoing=outgoing, on_error=stop
         )
+
+
+def _on_no_value(action: Callable[[], None]) -> Work:
+    def work(_: Value) -> Value:
+        action()
+        return ()
+
+    return work
 
 
 def _do_nothing() -> None:

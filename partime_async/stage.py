@@ -20,6 +20,7 @@ from partime_async.devices import DeviceEvent, DeviceStream, Work, ready
 from partime_async.flight import AnyMark, Frame, Mark
 from partime_async.lesson import Lesson
 from partime_async.metrics import Distribution, MovingAverage, Quantiles
+from partime_async.stateful import StateKeeper
 
 
 class Inbox(Protocol):
@@ -72,6 +73,7 @@ class Stage:
         inbox: Where frames come from.
         outbox: The next stage's inbox; None for the last stage.
         on_frame: Called on the event loop when the last stage has finished a frame.
+        states: The states of the stage's layers that remember.
         lesson: How the stage learns; None: it does not.
     """
 
@@ -87,6 +89,7 @@ class Stage:
         inbox: Inbox,
         outbox: Channel[Frame | AnyMark] | None,
         on_frame: Callable[[Frame], None],
+        states: StateKeeper,
         lesson: Lesson | None = None,
     ) -> None:
         self.number = number
@@ -99,6 +102,7 @@ class Stage:
         self._inbox = inbox
         self._outbox = outbox
         self._on_frame = on_frame
+        self._states = states
         self._lesson = lesson
         self._enqueued = 0
         self._frames = 0
@@ -155,6 +159,8 @@ class Stage:
             work = self._lesson.forward(frame)
         else:
             frame.versions.append(self.weight_version)
+        if self._states:
+            work = self._states.work(work, frame.owner, is_reset=frame.resets_state)
         source = frame.event
         if source is None:
             assert frame.value is not None

@@ -29,11 +29,12 @@ class ProcessedVideo:
     def __init__(self, path: str, *, frame_rate: float) -> None:
         self._writer = VideoWriter(path, frame_rate=frame_rate)
         self._renderer: Renderer | None = None
+        self._is_finished = False
 
     @property
-    def frames(self) -> int:
-        """How many pictures were written."""
-        return self._writer.frames
+    def finished_frames(self) -> int:
+        """How many pictures the finished file has; 0 as long as there is none."""
+        return self._writer.frames if self._is_finished else 0
 
     def write(self, output: Value, image: Image | None, position_s: float | None) -> None:
         """Draw one result and encode it.
@@ -51,6 +52,7 @@ class ProcessedVideo:
     def close(self) -> None:
         """Finish the file."""
         self._writer.close()
+        self._is_finished = True
 
     def abort(self) -> None:
         """Remove the file."""

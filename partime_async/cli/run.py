@@ -15,6 +15,7 @@ from torch import nn
 from partime_async.cli.intake import Intake, open_intake
 from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.options import LoopKind, RunOptions
+from partime_async.cli.output import ProcessedVideo
 from partime_async.cli.progress import Header
 from partime_async.cli.report import Reporter, reporter
 from partime_async.cli.stream import CutShort, ReportSink, Stream, VideoSink
@@ -88,8 +89,7 @@ class Job:
         with self.interrupt:
             try:
                 async with ThreadedSink(self.told, capacity=2) as report:
-                    with self._first_error():
-                        await self._set_up_and_stream(report)
+                    await self._set_up_and_stream(report)
             except Exception as error:
                 self._note(error)
 
@@ -107,3 +107,126 @@ class Job:
                 on_error=options.on_error,
                 close_timeout_s=_CLOSE_S,
             )
+            async with self._video(intake) as video:
+                await report.write("planning and warming up")
+                async with pipeline:
+                    self.header = self._header(pipeline, intake)
+                    await report.write(self.header)
+                    await self._stream(pipeline, intake, video, report)
+
+    async def _stream(self, pipeline: Pipeline, intake: Intake, video: VideoSink | None, report: ReportSink) -> None:
+        options = self.options
+        feed = pipeline.feed(overflow=options.overflow, max_age_s=options.max_age_s)
+        self.stream = Stream(pipeline, feed, intake, options.frames)
+        try:
+            await self.stream.run(video, report, interval_s=self.told.interval_s, on_start=self.interrupt.when)
+        except Exception as error:
+            self._note(error)
+            raise
+
+    def _note(self, error: Exception) -> None:
+        """Keep the first error: those of closing what is open come from it, or matter less."""
+        if isinstance(error, DeadlineExceeded):
+            self.is_stuck = True
+        is_the_users = isinstance(error, CutShort) or (self.is_stuck and self.interrupt.signal is not None)
+        if self.error is None and not is_the_users:
+            self.error = error
+
+    def _header(self, pipeline: Pipeline, intake: Intake) -> Header:
+        counts = [count for count in (intake.source.frame_count, self.options.frames) if count is not None]
+        return Header(
+            source=intake.description,
+            model=self.options.model,
+            plan=pipeline.plan,
+            total=min(counts, default=None),
+            overflow=self.options.overflow,
+        )
+
+    @asynccontextmanager
+    async def _intake(self) -> AsyncIterator[Intake]:
+        intake = await open_intake(self.options)
+        try:
+            yield intake
+        finally:
+            try:
+                async with asyncio.timeout(_CLOSE_S):
+                    await intake.frames.aclose()
+            except TimeoutError:
+                self.is_stuck = True
+            await in_thread(intake.source.close, name="partime source closing")
+
+    @asynccontextmanager
+    async def _video(self, intake: Intake) -> AsyncIterator[VideoSink | None]:
+        path = self.options.output
+        if path is None:
+            yield None
+            return
+        video = await in_thread(lambda: _processed_video(path, intake), name="partime video")
+        failure: Exception | None = None
+        async with ThreadedSink(video) as sink:
+            try:
+                yield sink
+            except Exception as error:
+                failure = error  # what was processed until then is worth keeping
+        self.written = video.finished_frames
+        if failure is not None:
+            raise failure
+
+
+def _processed_video(path: str, intake: Intake) -> ProcessedVideo:
+    return ProcessedVideo(path, frame_rate=intake.source.frame_rate or _DEFAULT_RATE)
+
+
+def _model(options: RunOptions) -> nn.Module:
+    torch.manual_seed(options.seed)
+    return build(options.model).eval()
+
+
+def _loop_factory(loop: LoopKind | None) -> Callable[[], asyncio.AbstractEventLoop]:
+    if loop is not LoopKind.ASYNCIO:
+        try:
+            import uvloop
+        except ImportError:
+            if loop is LoopKind.UVLOOP:
+                raise ConfigurationError("uvloop is not installed. Install it, or use --loop asyncio.") from None
+        else:
+            return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+def _told(job: Job, *, with_traceback: bool) -> int:
+    """Tell how it went, and return the exit code."""
+    error, stream, interrupt = job.error, job.stream, job.interrupt
+    statistics = None if stream is None else stream.statistics
+    if isinstance(error, BrokenPipeError):
+        return _reader_gone()
+    if job.header is not None and stream is not None and statistics is not None:
+        frames = stream.feed.statistics().frames
+        cause = error or stream.failure
+        summary = Summary(
+            header=job.header,
+            statistics=statistics,
+            frames=frames,
+            output=job.options.output,
+            written=job.written,
+            is_interrupted=interrupt.signal is not None,
+            error="" if cause is None else " ".join(str(cause).split()),
+        )
+        try:
+            job.told.finish(summary)
+        except BrokenPipeError:
+            return _reader_gone()
+        code = 1 if error is not None or (frames.failed and not frames.delivered) else interrupt.exit_code
+    else:
+        code = interrupt.exit_code or 2
+        if interrupt.signal is not None:
+            sys.stderr.write("interrupted before the first frame\n")
+    if error is not None:
+        tell_error(error, with_traceback=with_traceback)
+    return code
+
+
+def _reader_gone() -> int:
+    """Keep Python from complaining at its end that nobody reads stdout any more, as after `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

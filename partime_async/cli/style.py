@@ -67,3 +67,13 @@ def errors_told(*, with_traceback: bool) -> Iterator[None]:
             raise
         tell_error(error, with_traceback=with_traceback)
         raise typer.Exit(2) from None
+
+
+def size_words(size_bytes: int) -> str:
+    """Write a number of bytes for people."""
+    value, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

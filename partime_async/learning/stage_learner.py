@@ -17,6 +17,7 @@ from partime_async.errors import ConfigurationError, NonFiniteError
 from partime_async.frame import Value
 from partime_async.learning.learner import Learner, NonFinite, Update
 from partime_async.learning.rule import Graph
+from partime_async.stateful import stateful_layers, states_of
 
 NONE: tuple[Tensor, ...] = ()
 """The gradient that does not exist: before the start, without a target, while learning is frozen."""
@@ -34,6 +35,7 @@ class _Pass:
         version: Weight version in it.
         loss: The loss, at the last stage and if it is known already.
         random_state: The CPU's random state before it, under `replay`.
+        states: What the layers that remember remembered before it, under `replay`.
     """
 
     inputs: tuple[Tensor, ...]
@@ -43,6 +45,7 @@ class _Pass:
     version: int
     loss: Tensor | None
     random_state: Tensor | None
+    states: tuple[Value | None, ...]
 
 
 class StageLearner:
@@ -85,6 +88,7 @@ class StageLearner:
         )
         self._passes: dict[int, _Pass] = {}
         self._kept_weights: dict[str, Tensor] | None = None
+        self._stateful = stateful_layers(module)
         self._answers: dict[int, Value] = {}
         self._target: Value | None = None
         self._target_event = -1
@@ -110,12 +114,13 @@ class StageLearner:
             return frozen, None if loss is None else float(loss)
         is_redone = self._graph is Graph.REPLAY and self._delay > 0
         random_state = torch.random.get_rng_state() if is_redone else None
+        states = tuple(layer.state for layer in self._stateful)
         inputs = tuple(self._leaf(tensor) for tensor in _tensors(value))
         weights = self._weights_to_keep() if self._graph is Graph.STASH and self._delay else None
         with torch.set_grad_enabled(not is_redone):
             outputs = self._run(inputs, weights, like=value)
             loss = self._own_loss(outputs, target)
-        self._passes[event] = _Pass(inputs, value, outputs, weights, self.version, loss, random_state)
+        self._passes[event] = _Pass(inputs, value, outputs, weights, self.version, loss, random_state, states)
         if self._is_last and self._graph is Graph.CURRENT and self._delay:
             answers = _detached(outputs)
             for tensor in _tensors(answers):
@@ -240,7 +245,7 @@ class StageLearner:
         if passed.random_state is not None:
             torch.random.set_rng_state(passed.random_state)  # dropout draws the same mask
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), states_of(self._stateful, passed.states):
                 return self._run(passed.inputs, None, like=passed.like)
         finally:
             torch.random.set_rng_state(random_state)
