@@ -1,5 +1,6 @@
 """Run neural networks over live streams, frame by frame, inside asyncio programs."""
 
+from partime_async import targets
 from partime_async.accounting import DropCause, FeedStatistics, FrameCounts
 from partime_async.devices import CpuDevice, CudaDevice, SimulatedDevice
 from partime_async.errors import (
@@ -66,4 +67,5 @@ __all__ = [
     "Value",
     "plan",
     "rules",
+    "targets",
 ]
