@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from partime_async.clock import Clock
@@ -13,7 +13,7 @@ from partime_async.devices import Device, DeviceEvent, DeviceStream, Notifier, W
 from partime_async.errors import ConfigurationError, DeviceError, StageError
 from partime_async.frame import Value
 from partime_async.learning import Learner, StageLearner
-from partime_async.offload import in_thread
+from partime_async.offload import in_thread, to_the_end
 from partime_async.partition.layers import LayerChain
 from partime_async.partition.plan import Plan
 from partime_async.planning import Request, draw_up
@@ -59,17 +59,17 @@ class Part:
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of the weights and buffers on the CPU; on the stage's device thread while it runs."""
         return {
-            name: tensor.detach().to("cpu", copy=True)
-            for name, tensor in self.module.state_dict(keep_vars=True).items()
+            # Extra state, which a module may keep beside its tensors, can be anything.
+            name: item.detach().to("cpu", copy=True) if isinstance(item, Tensor) else copy.deepcopy(item)
+            for name, item in self.module.state_dict().items()
         }
 
     def replacement(self, state: Mapping[str, Tensor]) -> Callable[[], None]:
         """Return the action that copies these values in; on the stage's device thread while it runs."""
 
         def replace() -> None:
-            with torch.no_grad():
-                for name, tensor in self.module.state_dict(keep_vars=True).items():
-                    tensor.copy_(state[name])
+            # In place: recordings and learners hold these very tensors.
+            self.module.load_state_dict({name: state[name] for name in self.module.state_dict()})
             if self.learner is not None:
                 self.learner.weights_replaced()
 
@@ -111,15 +111,17 @@ class Assembly:
 
         Cancellation: safe; nothing is left open.
         """
-        for part in self.parts:
-            name = f"partime stage {part.number}"
-            part.stream = part.device.open_stream(name, notifier=notifier, clock=clock, threads=part.threads)
+        opened: list[DeviceStream] = []
         try:
+            for part in self.parts:
+                name = f"partime stage {part.number}"
+                part.stream = part.device.open_stream(name, notifier=notifier, clock=clock, threads=part.threads)
+                opened.append(part.stream)
             await in_thread(self._prepare, name="partime warm-up")
         except BaseException:
-            for part in self.parts:
-                part.stream.abort()
-            await self.close(_OPEN_TIMEOUT_S)
+            for stream in opened:
+                stream.abort()
+            await to_the_end(_close(opened, _OPEN_TIMEOUT_S), name="partime closing")
             raise
 
     async def close(self, timeout_s: float) -> None:
@@ -128,13 +130,11 @@ class Assembly:
         Raises:
             DeadlineExceeded: A stage runs something that cannot be interrupted.
         """
-        closings = [part.stream.aclose(timeout_s) for part in self.parts]
-        outcomes = await asyncio.gather(*closings, return_exceptions=True)
-        for part in self.parts:
-            part.states.clear()
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        try:
+            await _close([part.stream for part in self.parts], timeout_s)
+        finally:
+            for part in self.parts:
+                part.states.clear()
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of all weights and buffers, with the module's own keys; only while closed."""
@@ -149,7 +149,7 @@ class Assembly:
         """Check a new state and return, for each part, the action that copies it in.
 
         Raises:
-            ConfigurationError: Keys or shapes do not fit.
+            ConfigurationError: Keys, shapes or dtypes do not fit.
         """
         own = self._chain.state_dict()
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -158,10 +158,10 @@ class Assembly:
                 f"the state does not fit: {len(missing)} key(s) missing {missing[:3]}, {len(unknown)} unknown "
                 f"{unknown[:3]}. Pass the state_dict of the module this pipeline was made from."
             )
-        for name, tensor in own.items():
-            if state[name].shape != tensor.shape:
+        for name, item in own.items():
+            if isinstance(item, Tensor) and (found := _told(state[name])) != (expected := _told(item)):
                 raise ConfigurationError(
-                    f"{name} has the shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}. "
+                    f"{name} is {found}, expected {expected}. "
                     "Pass the state_dict of the module this pipeline was made from."
                 )
         return [part.replacement(state) for part in self.parts]
@@ -180,6 +180,21 @@ class Assembly:
         if self._chain.mutates_input:
             # The first layer writes into its input, which is the caller's own frame.
             self.parts[0].work = _on_a_copy(self.parts[0].work)
+
+
+async def _close(streams: Sequence[DeviceStream], timeout_s: float) -> None:
+    outcomes = await asyncio.gather(*(stream.aclose(timeout_s) for stream in streams), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _told(item: object) -> str:
+    if not isinstance(item, Tensor):
+        return f"of type {type(item).__name__}"
+    # A tensor without values cannot be copied in, and nobody would be told before the first stages had others.
+    values = " without values, on the meta device" if item.is_meta else ""
+    return f"a tensor {tuple(item.shape)} of {str(item.dtype).removeprefix('torch.')}{values}"
 
 
 def _on_a_copy(work: Work) -> Work:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from partime_async.devices import DeviceEvent, DeviceStream, ready
+from partime_async.errors import StageError, WorkAborted
 from partime_async.frame import Result, Value
 
 T = TypeVar("T", covariant=True)
@@ -93,6 +94,9 @@ class Mark(Generic[T]):
     It travels behind the last admitted frame, and each stage enqueues its action behind that frame's work. So what the
     actions see, or change, belongs to one frame boundary over all stages, and the stream need not stop.
 
+    If the pipeline is aborted while a mark that changes weights is between two stages, the stages that it did not reach
+    act all the same, in the end: weights of two versions in one network are nobody's wish.
+
     Args:
         actions: One for each stage, called on the stage's device thread.
         changes_weights: Whether the weights have another version behind it.
@@ -103,17 +107,45 @@ class Mark(Generic[T]):
         self._actions = actions
         self._results: dict[int, T] = {}
         self._missing = len(actions)
+        self._aborted: WorkAborted | None = None
         self._done: asyncio.Future[list[T]] = asyncio.get_running_loop().create_future()
 
-    def enqueue(self, stage: int, stream: DeviceStream) -> None:
-        """Enqueue the action of a stage on its stream."""
+    def enqueue(self, stage: int, stream: DeviceStream, layers: tuple[str, str]) -> None:
+        """Enqueue the action of a stage on its stream; `layers` names the stage if the action raises."""
         action = self._actions[stage]
 
         def work(_: Value) -> Value:
             self._results[stage] = action()
             return ()
 
-        stream.enqueue(work, ready(()), self._arrived)
+        def arrived(event: DeviceEvent) -> None:
+            self._missing -= 1
+            if isinstance(event.error, WorkAborted):
+                self._aborted = event.error
+            elif event.error is not None:
+                self.fail(StageError(stage, layers, None, event.error))
+            if not self._missing:
+                self.conclude(self._aborted or WorkAborted("the mark was lost."))
+
+        stream.enqueue(work, ready(()), arrived)
+
+    def when_done(self, action: Callable[[], None]) -> None:
+        """Call `action`, soon, once the mark has been everywhere or has failed."""
+        self._done.add_done_callback(lambda _: action())
+
+    def conclude(self, error: BaseException) -> None:
+        """Come to an end, as no stage will act any more: with the results, or with this error if some are missing."""
+        if self._done.done():
+            return
+        if self.changes_weights and self._results:
+            # On the event loop, for once: it happens only if an abort came between two stages of a weight swap.
+            for stage, action in enumerate(self._actions):
+                if stage not in self._results:
+                    self._results[stage] = action()
+        if len(self._results) == len(self._actions):
+            self._done.set_result([result for _, result in sorted(self._results.items())])
+        else:
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Tell who waits that the mark will not arrive."""
@@ -127,13 +159,6 @@ class Mark(Generic[T]):
         Cancellation: safe; the mark itself goes on.
         """
         return await asyncio.shield(self._done)
-
-    def _arrived(self, event: DeviceEvent) -> None:
-        self._missing -= 1
-        if event.error is not None:
-            self.fail(event.error)
-        elif not self._missing and not self._done.done():
-            self._done.set_result([result for _, result in sorted(self._results.items())])
 
 
 AnyMark: TypeAlias = Mark[object]

@@ -1,10 +1,10 @@
-"""Run a blocking function off the event loop, on a thread of its own."""
+"""What must come to its end: blocking functions, on a thread of their own, and coroutines that clean up."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -37,6 +37,10 @@ async def in_thread(function: Callable[[], T], *, name: str) -> T:
         error: BaseException | None = None
         try:
             result = function()
+        except StopIteration as raised:
+            # No future takes this one, and no coroutine could raise it.
+            error = RuntimeError(f"{name} raised StopIteration")
+            error.__cause__ = raised
         except BaseException as raised:
             error = raised
         try:
@@ -57,3 +61,28 @@ async def in_thread(function: Callable[[], T], *, name: str) -> T:
     finally:
         if outcome.done():
             thread.join()
+
+
+async def to_the_end(work: Coroutine[None, None, T], *, name: str) -> T:
+    """Return what `work` returns, however often the caller is cancelled meanwhile.
+
+    For cleaning up under a deadline: half of it would leave threads behind.
+
+    Args:
+        work: Runs as a task of its own, which ends before this returns.
+        name: Of the task.
+
+    Cancellation: waits for the end, then raises.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # looked at: the cancellation comes first
+        raise cancelled
+    return task.result()

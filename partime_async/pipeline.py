@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from partime_async.assembly import Assembly, assemble
 from partime_async.clock import Clock, MonotonicClock
 from partime_async.devices import Device, DeviceEvent, Notifier
-from partime_async.errors import FeedClosed, PipelineNotRunning
+from partime_async.errors import DeadlineExceeded, FeedClosed, PipelineNotRunning, SourceError
 from partime_async.feed import Feed
 from partime_async.frame import FrameSpec, Result, SourceFrame, Value
 from partime_async.iteration import aiter_frames
@@ -43,8 +43,9 @@ class Pipeline:
         balance: Layers per stage; instead of `stages`.
         devices: One per stage, e.g. ``["cuda:0", "cuda:1"]``; fewer are used in turn. None: every GPU, or the CPU.
         learner: How the network learns from the frames; None: it does not.
-        capacity: Frames that may wait between two stages, and in a feed.
-        depth: Frames that may be enqueued on a stage's stream.
+        capacity: Frames that may wait in a feed.
+        depth: Frames that may be enqueued on a stage's stream, and wait in front of the next one; None: as many as make
+            some 2 ms of work, 2 to 16.
         on_error: ``fail_frame`` or ``stop``: what a stage's exception does.
         capture: Record stages as calls that do not need the interpreter, where that gives the same bits.
         close_timeout_s: Seconds that leaving may take.
@@ -64,7 +65,7 @@ class Pipeline:
         devices: Sequence[str | torch.device | Device] | None = None,
         learner: Learner | None = None,
         capacity: int = 2,
-        depth: int = 2,
+        depth: int | None = None,
         on_error: str = "fail_frame",
         capture: bool = True,
         close_timeout_s: float = 10.0,
@@ -77,6 +78,7 @@ class Pipeline:
         self._options = RunOptions.checked(capacity, depth, on_error, close_timeout_s)
         self._learner = learner
         self._clock: Clock = clock or MonotonicClock()
+        self._is_entered = False
         self._running: Run | None = None
         self._assembly: Assembly | None = None
 
@@ -128,9 +130,9 @@ class Pipeline:
 
         Cancellation: safe; frames that have not started are dropped.
         """
-        run = self._run
+        run, items = self._run, aiter_frames(source)
         async with self.feed(overflow=overflow, max_age_s=max_age_s, capacity=capacity) as feed:
-            pump = run.start_task(_pump(source, feed, self._spec), name="partime source")
+            pump = run.start_task(_pump(items, feed, self._spec), name="partime source")
             try:
                 async for result in feed:
                     yield result
@@ -244,11 +246,16 @@ class Pipeline:
     # -- lifecycle ------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        if self._running is not None:
+        if self._is_entered:
             raise PipelineNotRunning("the pipeline is running already. Make another Pipeline to run it twice.")
-        notifier: Notifier[DeviceEvent] = Notifier(asyncio.get_running_loop())
-        assembly = self._assembly or await assemble(self._request, self._learner)
-        await assembly.open(notifier, self._clock)
+        self._is_entered = True
+        try:
+            notifier: Notifier[DeviceEvent] = Notifier(asyncio.get_running_loop())
+            assembly = self._assembly or await assemble(self._request, self._learner)
+            await assembly.open(notifier, self._clock)
+        except BaseException:
+            self._is_entered = False
+            raise
         self._assembly = assembly
         self._running = Run(assembly, self._spec, self._clock, self._options)
         await self._running.start()
@@ -260,8 +267,15 @@ class Pipeline:
         run = self._run
         try:
             await run.close(is_abort=error is not None)
+        except DeadlineExceeded as late:
+            first = error or run.error
+            if first is None:
+                raise
+            # The first error is the one to raise, and a cancellation must stay one.
+            first.add_note(str(late))
         finally:
             self._running = None
+            self._is_entered = False
         if error is None and run.error is not None:
             raise run.error
 
@@ -277,10 +291,9 @@ class Pipeline:
         return self._assembly
 
 
-async def _pump(source: AsyncIterable[object] | Iterable[object], feed: Feed, spec: FrameSpec) -> None:
-    """Put every item of a source into a feed; close the feed with whatever ended the source."""
+async def _pump(items: AsyncFrames[object], feed: Feed, spec: FrameSpec) -> None:
+    """Put every item of a source into a feed; close both, the feed with whatever ended the source."""
     error: Exception | None = None
-    items = aiter_frames(source)
     try:
         async for item in items:
             if isinstance(item, SourceFrame):
@@ -290,10 +303,18 @@ async def _pump(source: AsyncIterable[object] | Iterable[object], feed: Feed, sp
                 await feed.put(frame, target, context=item)
     except FeedClosed:
         pass  # the reader has gone: no more is wanted
+    except asyncio.CancelledError as raised:
+        if is_being_cancelled():
+            raise
+        error = SourceError("the source was cancelled by its own doing. Let it raise another error, or just end.")
+        error.__cause__ = raised
     except Exception as raised:
         error = raised
     finally:
         try:
             await items.aclose()
+        except Exception as raised:
+            # One client's source is no reason to stop the pipeline: its own reader gets to know.
+            error = error or raised
         finally:
             feed.close(error)

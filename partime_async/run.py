@@ -24,7 +24,8 @@ from partime_async.labels import LabelBook
 from partime_async.lag import LagMonitor
 from partime_async.learning import Learner
 from partime_async.lesson import GradientLink, Lesson, gradient_link
-from partime_async.stage import Inbox, Stage
+from partime_async.offload import to_the_end
+from partime_async.stage import MOST_DEPTH, Inbox, Stage
 from partime_async.statistics import PipelineStatistics
 
 T = TypeVar("T")
@@ -47,19 +48,19 @@ class RunOptions:
     """What `Pipeline` was told; see there."""
 
     capacity: int
-    depth: int
+    depth: int | None
     on_error: OnError
     close_timeout_s: float
 
     @classmethod
-    def checked(cls, capacity: int, depth: int, on_error: str, close_timeout_s: float) -> RunOptions:
+    def checked(cls, capacity: int, depth: int | None, on_error: str, close_timeout_s: float) -> RunOptions:
         """Return the options, or say which of them cannot be.
 
         Raises:
             ConfigurationError: One of them is out of range.
         """
         for label, number in (("capacity", capacity), ("depth", depth)):
-            if number < 1:
+            if number is not None and number < 1:
                 raise ConfigurationError(f"{label} is {number}; it cannot be below 1. Pass 1 or more.")
         if on_error not in tuple(OnError):
             raise ConfigurationError(f"on_error is {on_error!r}. Use 'fail_frame' or 'stop'.")
@@ -88,11 +89,14 @@ class Run:
         self._labels = None if learner is None else LabelBook(learner.label_delay)
         self._admission = Admission(self._window, self._labelled)
         self._feeds: dict[Feed, None] = {}
+        self._landing: dict[Feed, None] = {}
         self._live_feeds = 0
         self._ended = Accounts()
         self._started_at = clock.now()
         self._children: list[asyncio.Task[None]] = []
+        self._marks: dict[AnyMark, None] = {}
         self._is_closing = False
+        self._is_ended = False
         self._stages = self._build_stages()
         self._lag = LagMonitor(lambda: [stage.stream.busy_s for stage in self._stages], now=clock.now)
         self.direct = self.new_feed("block", None, options.capacity)
@@ -126,7 +130,7 @@ class Run:
         # Room for the results of everything that can be in flight, so that a reader who keeps up never slows the
         # stages, and one who does not holds back no other feed.
         stages, options = len(self._stages), self._options
-        unread_limit = stages * options.depth + (stages - 1) * (options.capacity + 1) + capacity + 1
+        unread_limit = 2 * stages * (options.depth or MOST_DEPTH) + stages + capacity
         return Feed(
             FeedOptions.checked(overflow, max_age_s, capacity, unread_limit),
             spec=self._spec,
@@ -145,11 +149,13 @@ class Run:
     def _feed_left(self, feed: Feed) -> None:
         if feed in self._feeds:
             del self._feeds[feed]
+            self._landing[feed] = None
             self._live_feeds -= feed.options.is_live
             # Frames of an aborted feed may still be in flight: the account moves over when they have landed.
             feed.when_landed(partial(self._feed_landed, feed))
 
     def _feed_landed(self, feed: Feed) -> None:
+        del self._landing[feed]
         self._ended.add(feed.accounts)
         if self._is_closing:
             return  # all states go with the streams
@@ -191,6 +197,8 @@ class Run:
         return math.floor(sum(services) / slowest + _SLACK) + 1
 
     def _frame_done(self, frame: Frame) -> None:
+        if frame not in self._admission.flying:
+            return  # from a stage that came to its end after the deadline: it was given up, and counted
         self._admission.finished(frame)
         event = frame.event
         assert event is not None
@@ -221,11 +229,16 @@ class Run:
 
     async def send(self, actions: Sequence[Callable[[], T]], *, changes_weights: bool = False) -> list[T]:
         """Have every stage act between the same two frames, and return what the actions returned."""
-        if self.error is not None:
-            raise self.error
-        mark: Mark[T] = Mark(actions, changes_weights=changes_weights)
-        self._admission.send(mark)
-        return await mark.wait()
+        if self.error is None and not self._is_ended:
+            mark: Mark[T] = Mark(actions, changes_weights=changes_weights)
+            self._marks[mark] = None
+            mark.when_done(partial(self._marks.pop, mark))
+            self._admission.send(mark)
+            try:
+                return await mark.wait()
+            except WorkAborted:
+                pass  # the pipeline was, and that is what the caller should hear
+        raise self.error or PipelineNotRunning("the pipeline was left before this was done. Await it inside its block.")
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -240,6 +253,8 @@ class Run:
 
         Raises:
             DeadlineExceeded: It took longer than `close_timeout_s`; nothing is left but threads that cannot be stopped.
+
+        Cancellation: safe; drops what has not started, comes to its end, and raises.
         """
         self._is_closing = True
         loop = asyncio.get_running_loop()
@@ -249,12 +264,10 @@ class Run:
             if not is_abort and self.error is None:
                 late = await self._drain(deadline)
         finally:
-            try:
-                self._abort(self.error or PipelineNotRunning("the pipeline was left. Await results inside its block."))
-                # Even when the drain used all the time: what runs now needs a moment to come to its end.
-                await self._end(max(deadline - loop.time(), 0.1 * self._options.close_timeout_s))
-            finally:
-                await self.tasks.__aexit__(None, None, None)
+            self._abort(self.error or PipelineNotRunning("the pipeline was left. Await results inside its block."))
+            # Even when the drain used all the time: what runs now needs a moment to come to its end.
+            rest_s = max(deadline - loop.time(), 0.1 * self._options.close_timeout_s)
+            await to_the_end(self._end(rest_s), name="partime closing")
         if late is not None:
             raise late
 
@@ -285,11 +298,15 @@ class Run:
             stage.stream.abort()
 
     async def _end(self, timeout_s: float) -> None:
-        for task in list(self._children):
+        children = list(self._children)
+        for task in children:
             task.cancel()
         try:
-            await self._assembly.close(timeout_s)
+            await asyncio.gather(self._assembly.close(timeout_s), self._end_children(children, timeout_s))
         finally:
+            self._is_ended = True
+            for mark in list(self._marks):
+                mark.conclude(WorkAborted("the pipeline was left."))
             # Frames between two stages when the tasks ended, and those of a stage that never came to its end.
             for frame in list(self._admission.flying):
                 self._admission.finished(frame)
@@ -297,6 +314,15 @@ class Run:
             for feed in list(self._feeds):
                 feed.discard_results()
                 self._feed_left(feed)
+            await self.tasks.__aexit__(None, None, None)
+
+    async def _end_children(self, children: Sequence[asyncio.Task[None]], timeout_s: float) -> None:
+        _, late = await asyncio.wait(children, timeout=timeout_s)
+        for task in late:
+            # It was cancelled, and closes its source: no longer.
+            task.cancel()
+        if late:
+            raise DeadlineExceeded(f"{len(late)} source(s) did not close", self._options.close_timeout_s)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -304,7 +330,7 @@ class Run:
         """Return what was seen so far; see `Pipeline.statistics`."""
         total = Accounts()
         total.add(self._ended)
-        for feed in self._feeds:
+        for feed in (*self._feeds, *self._landing):
             total.add(feed.accounts)
         elapsed_s = self._clock.now() - self._started_at
         return PipelineStatistics(
@@ -321,7 +347,7 @@ class Run:
 
     def _build_stages(self) -> list[Stage]:
         parts = self._assembly.parts
-        links: list[Channel[Frame | AnyMark]] = [Channel(self._options.capacity) for _ in parts[1:]]
+        links: list[Channel[Frame | AnyMark]] = [Channel(self._options.depth or MOST_DEPTH) for _ in parts[1:]]
         inboxes: list[Inbox] = [self._admission, *links]
         outboxes: list[Channel[Frame | AnyMark] | None] = [*links, None]
         return [

@@ -22,6 +22,11 @@ from partime_async.lesson import Lesson
 from partime_async.metrics import Distribution, MovingAverage, Quantiles
 from partime_async.stateful import StateKeeper
 
+LEAST_DEPTH = 2
+MOST_DEPTH = 16
+_AHEAD_S = 0.002
+"""How much work a stage keeps enqueued if its depth is not given: enough to outlast a trip through the event loop."""
+
 
 class Inbox(Protocol):
     """Where a stage takes frames and marks from: a channel, or the pipeline's admission."""
@@ -69,7 +74,7 @@ class Stage:
         device: The device's name.
         stream: Where the work is enqueued; owned by the stage.
         work: What it does to each frame.
-        depth: How many frames may be enqueued and not complete.
+        depth: How many frames may be enqueued and not complete; None: as many as some 2 ms of work, 2 to 16.
         inbox: Where frames come from.
         outbox: The next stage's inbox; None for the last stage.
         on_frame: Called on the event loop when the last stage has finished a frame.
@@ -85,7 +90,7 @@ class Stage:
         device: str,
         stream: DeviceStream,
         work: Work,
-        depth: int,
+        depth: int | None,
         inbox: Inbox,
         outbox: Channel[Frame | AnyMark] | None,
         on_frame: Callable[[Frame], None],
@@ -98,7 +103,8 @@ class Stage:
         self.stream = stream
         self.weight_version = 0
         self._work = work
-        self._depth = depth
+        self._depth = LEAST_DEPTH if depth is None else depth
+        self._is_adaptive = depth is None
         self._inbox = inbox
         self._outbox = outbox
         self._on_frame = on_frame
@@ -121,7 +127,7 @@ class Stage:
             if isinstance(item, Mark):
                 if item.changes_weights:
                     self.weight_version += 1
-                item.enqueue(self.number, self.stream)
+                item.enqueue(self.number, self.stream, self.layers)
             else:
                 self._enqueue(item)
             if outbox is not None:
@@ -183,6 +189,9 @@ class Stage:
             seconds = event.finished_at - event.started_at
             self._service.record(seconds)
             self._recent_service.update(seconds)
+            if self._is_adaptive:
+                ahead = _AHEAD_S / max(self._recent_service.value, 1e-6)
+                self._depth = min(MOST_DEPTH, max(LEAST_DEPTH, round(ahead)))
         elif event.origin is self.stream:
             self._failed += 1
         # Woken when half of the credits are back: one wake-up then enqueues several frames.

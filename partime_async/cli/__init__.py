@@ -16,7 +16,7 @@ def main() -> None:
         if find_spec(package) is None:
             sys.stderr.write(f"error: {MissingDependencyError(package, 'cli')}\n")
             raise SystemExit(2)
-    # As with `python -m`: 'module:factory' of the folder the user stands in must be found from the installed script too.
+    # As with `python -m`: a 'module:factory' in the user's folder must be found by the installed script, too.
     if "" not in sys.path:
         sys.path.insert(0, "")
     from partime_async.cli.app import app

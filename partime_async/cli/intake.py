@@ -84,7 +84,8 @@ def _open(options: RunOptions) -> Intake | UserSource:
             example = _example(shrunk.resize(first), options)
             return Intake(source, aiter_frames(shrunk), example, described)
         source.close()
-        source = open_source(options.source, **{**asked, "size": size})
+        asked["size"] = size
+        source = open_source(options.source, **asked)
         assert not isinstance(source, UserSource)
         return Intake(source, aiter_frames(source), _example(_first(source), options), described)
     except BaseException:

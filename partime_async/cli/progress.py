@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Group, RenderableType
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from partime_async.accounting import FrameCounts
-from partime_async.cli.style import ACCENT, BAD, LABEL, WARN, causes, duration, rate
+from partime_async.cli.style import ACCENT, BAD, LABEL, WARN, causes, counted, duration, rate
 from partime_async.metrics import Quantiles
 from partime_async.partition.plan import Plan
 from partime_async.stage import StageStatistics
@@ -94,17 +93,12 @@ def live_view(header: Header, progress: Progress) -> RenderableType:
 
 def title(header: Header) -> Text:
     """Say in one line what runs where."""
-    stages = len(header.plan.balance)
+    stages = counted(header.plan.stages, "stage")
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(header.model, style=f"bold {ACCENT}")
-    text.append(f"  {'1 stage' if stages == 1 else f'{stages} stages'} on {', '.join(_grouped(header.plan.devices))}")
+    text.append(f"  {stages} on {', '.join(dict.fromkeys(header.plan.devices))}")
     text.append(f"  {header.source}", style=LABEL)
     return text
-
-
-def _grouped(devices: Sequence[str]) -> list[str]:
-    counts = {device: devices.count(device) for device in devices}
-    return [device if count == 1 else f"{count}x {device}" for device, count in counts.items()]
 
 
 def _frames_bar(header: Header, statistics: PipelineStatistics) -> RenderableType:
@@ -196,12 +190,12 @@ def line(header: Header, progress: Progress) -> str:
         f"{statistics.elapsed_s:7.1f} s",
         f"frames {frames.delivered}{of_total}",
         rate(progress.throughput),
-        f"age {duration(statistics.age_s.p50)} p50 {duration(statistics.age_s.p99)} p99",
+        f"age p50 {duration(statistics.age_s.p50)} p99 {duration(statistics.age_s.p99)}",
         f"in flight {frames.in_flight}{window}",
         f"dropped {dropped}",
         *([f"failed {frames.failed}"] if frames.failed else []),
         "busy " + " ".join(f"{share:.0%}" for share in progress.busy_shares),
-        f"loop lag {duration(statistics.loop.lag_s.p99)} p99",
+        f"loop lag p99 {duration(statistics.loop.lag_s.p99)}",
     ]
     return "  ".join(parts)
 

@@ -133,9 +133,10 @@ class Job:
             self.error = error
 
     def _header(self, pipeline: Pipeline, intake: Intake) -> Header:
-        counts = [count for count in (intake.source.frame_count, self.options.frames) if count is not None]
+        limit = self.options.frames
+        counts = [count for count in (intake.source.frame_count, limit) if count is not None]
         return Header(
-            source=intake.description,
+            source=intake.description + ("" if limit is None else f", the first {limit}"),
             model=self.options.model,
             plan=pipeline.plan,
             total=min(counts, default=None),

@@ -29,7 +29,7 @@ VideoSink = ThreadedSink[[Value, Image | None, float | None]]
 ReportSink = ThreadedSink[[str | Header | Progress]]
 
 
-class CutShort(Exception):  # noqa: N818 - it is no error
+class CutShort(Exception):
     """The user ended the stream, and what was in flight did not come out in time."""
 
 
@@ -132,8 +132,11 @@ class Stream:
             if result.error is not None:
                 self.failure = self.failure or result.error
             elif video is not None:
-                frame = result.context if isinstance(result.context, SourceFrame) else None
-                await video.write(result.output, frame and frame.image, frame and frame.position_s)
+                frame = result.context
+                if isinstance(frame, SourceFrame):
+                    await video.write(result.output, frame.image, frame.position_s)
+                else:
+                    await video.write(result.output, None, None)
 
     async def _tick(self, report: ReportSink, interval_s: float) -> None:
         recent = Recent()

@@ -22,10 +22,9 @@ ACCENT = "cyan"
 
 def duration(seconds: float) -> str:
     """Write seconds for people, in three digits: 0.41 ms, 71.3 ms, 1.42 s."""
-    if seconds >= 0.9995:
-        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
-    milliseconds = 1e3 * seconds
-    return f"{milliseconds:.2f} ms" if milliseconds < 9.995 else f"{milliseconds:.1f} ms"
+    value, unit = (seconds, "s") if seconds >= 0.9995 else (1e3 * seconds, "ms")
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"
 
 
 def rate(per_s: float) -> str:
@@ -36,6 +35,16 @@ def rate(per_s: float) -> str:
 def counted(number: int, noun: str) -> str:
     """Write a number with its noun: 1 frame, 2 frames."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size_words(size_bytes: int) -> str:
+    """Write a number of bytes for people."""
+    value, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def causes(dropped: Mapping[str, int]) -> str:
@@ -62,18 +71,8 @@ def errors_told(*, with_traceback: bool) -> Iterator[None]:
     """Turn an exception into a red line and exit code 2: the command cannot be carried out."""
     try:
         yield
+    except (typer.Exit, typer.Abort):
+        raise
     except Exception as error:
-        if isinstance(error, typer.Exit):
-            raise
         tell_error(error, with_traceback=with_traceback)
         raise typer.Exit(2) from None
-
-
-def size_words(size_bytes: int) -> str:
-    """Write a number of bytes for people."""
-    value, unit = float(size_bytes), "B"
-    for larger in ("kB", "MB", "GB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

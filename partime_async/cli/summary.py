@@ -132,7 +132,7 @@ def _stages(summary: Summary) -> RenderableType:
             str(threads),
             layers_of(stage),
             str(stage.frames),
-            f"{stage.busy_share:.0%}",
+            f"{min(1.0, stage.busy_share):.0%}",
             duration(stage.service_s.p50) if stage.service_s.count else "-",
             duration(stage.service_s.p99) if stage.service_s.count else "-",
         )
