@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from partime_async.frame import SourceFrame
+from partime_async.iteration import AsyncFrames, ThreadedSource, aiter_frames
 from partime_async.sources.base import BlockingSource, Image, Source, SourcePass
 from partime_async.sources.open import UserSource, open_source
 from partime_async.sources.scene import Scene
-from partime_async.sources.threaded import AsyncFrames, ThreadedSource, aiter_frames
 
 if TYPE_CHECKING:
     from partime_async.sources.camera import Camera

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 from partime_async.errors import ConfigurationError, SourceError
+from partime_async.iteration import AsyncFrames, aiter_frames
 from partime_async.sources.base import BlockingSource
 from partime_async.sources.scene import Scene
-from partime_async.sources.threaded import AsyncFrames, aiter_frames
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 KNOWN = (
