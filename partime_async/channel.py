@@ -92,6 +92,13 @@ class Channel(Generic[T]):
         """Whether `close` was called; items put before can still be taken."""
         return self._is_closed
 
+    def resize(self, capacity: int) -> None:
+        """Hold at most this many items from now on, 1 or more; more that are there already stay."""
+        grown_by = capacity - self._capacity
+        self._capacity = capacity
+        for _ in range(grown_by):
+            _wake_one(self._putters)
+
     @property
     def getters(self) -> int:
         """How many tasks wait for an item."""

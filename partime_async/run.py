@@ -25,7 +25,7 @@ from partime_async.lag import LagMonitor
 from partime_async.learning import Learner
 from partime_async.lesson import GradientLink, Lesson, gradient_link
 from partime_async.offload import to_the_end
-from partime_async.stage import MOST_DEPTH, Inbox, Stage
+from partime_async.stage import LEAST_DEPTH, MOST_DEPTH, Inbox, Stage
 from partime_async.statistics import PipelineStatistics
 
 T = TypeVar("T")
@@ -59,13 +59,13 @@ class RunOptions:
         Raises:
             ConfigurationError: One of them is out of range.
         """
-        for label, number in (("capacity", capacity), ("depth", depth)):
-            if number is not None and number < 1:
-                raise ConfigurationError(f"{label} is {number}; it cannot be below 1. Pass 1 or more.")
+        for label, number in (("capacity", capacity), ("depth", 1 if depth is None else depth)):
+            if not isinstance(number, int) or number < 1:
+                raise ConfigurationError(f"{label} is {number!r}; it is a number of frames. Pass 1 or more.")
         if on_error not in tuple(OnError):
             raise ConfigurationError(f"on_error is {on_error!r}. Use 'fail_frame' or 'stop'.")
-        if not close_timeout_s > 0:
-            raise ConfigurationError(f"close_timeout_s is {close_timeout_s}. Pass more than 0 seconds.")
+        if not isinstance(close_timeout_s, (int, float)) or not close_timeout_s > 0:
+            raise ConfigurationError(f"close_timeout_s is {close_timeout_s!r}. Pass more than 0 seconds.")
         return cls(capacity, depth, OnError(on_error), close_timeout_s)
 
 
@@ -301,20 +301,22 @@ class Run:
         children = list(self._children)
         for task in children:
             task.cancel()
-        try:
-            await asyncio.gather(self._assembly.close(timeout_s), self._end_children(children, timeout_s))
-        finally:
-            self._is_ended = True
-            for mark in list(self._marks):
-                mark.conclude(WorkAborted("the pipeline was left."))
-            # Frames between two stages when the tasks ended, and those of a stage that never came to its end.
-            for frame in list(self._admission.flying):
-                self._admission.finished(frame)
-                frame.owner.discard(frame)
-            for feed in list(self._feeds):
-                feed.discard_results()
-                self._feed_left(feed)
-            await self.tasks.__aexit__(None, None, None)
+        endings = (self._assembly.close(timeout_s), self._end_children(children, timeout_s))
+        outcomes = await asyncio.gather(*endings, return_exceptions=True)
+        self._is_ended = True
+        for mark in list(self._marks):
+            mark.conclude(WorkAborted("the pipeline was left."))
+        # Frames between two stages when the tasks ended, and those of a stage that never came to its end.
+        for frame in list(self._admission.flying):
+            self._admission.finished(frame)
+            frame.owner.discard(frame)
+        for feed in list(self._feeds):
+            feed.discard_results()
+            self._feed_left(feed)
+        await self.tasks.__aexit__(None, None, None)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
     async def _end_children(self, children: Sequence[asyncio.Task[None]], timeout_s: float) -> None:
         _, late = await asyncio.wait(children, timeout=timeout_s)
@@ -347,7 +349,7 @@ class Run:
 
     def _build_stages(self) -> list[Stage]:
         parts = self._assembly.parts
-        links: list[Channel[Frame | AnyMark]] = [Channel(self._options.depth or MOST_DEPTH) for _ in parts[1:]]
+        links: list[Channel[Frame | AnyMark]] = [Channel(self._options.depth or LEAST_DEPTH) for _ in parts[1:]]
         inboxes: list[Inbox] = [self._admission, *links]
         outboxes: list[Channel[Frame | AnyMark] | None] = [*links, None]
         return [

@@ -166,7 +166,7 @@ class Stage:
         else:
             frame.versions.append(self.weight_version)
         if self._states:
-            work = self._states.work(work, frame.owner, is_reset=frame.resets_state)
+            work = self._states.work(work, frame.owner, frame.epoch)
         source = frame.event
         if source is None:
             assert frame.value is not None
@@ -190,8 +190,12 @@ class Stage:
             self._service.record(seconds)
             self._recent_service.update(seconds)
             if self._is_adaptive:
-                ahead = _AHEAD_S / max(self._recent_service.value, 1e-6)
-                self._depth = min(MOST_DEPTH, max(LEAST_DEPTH, round(ahead)))
+                ahead = _AHEAD_S / max(self.recent_service_s, 1e-6)
+                depth = min(MOST_DEPTH, max(LEAST_DEPTH, round(ahead)))
+                if depth != self._depth:
+                    self._depth = depth
+                    if isinstance(self._inbox, Channel):
+                        self._inbox.resize(depth)
         elif event.origin is self.stream:
             self._failed += 1
         # Woken when half of the credits are back: one wake-up then enqueues several frames.
