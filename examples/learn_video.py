@@ -5,7 +5,8 @@ error it makes is compared with that of the best guess without a network: "the n
 
 Install:  pip install 'partime-async[video]'
 Run:      python examples/learn_video.py [clip.mp4] [number of frames]
-Expect:   a line per hundred frames; the network's error falls, and goes below the guess's.
+Expect:   a line per hundred frames; without a clip, over the built-in scene, the network's error falls to two thirds of
+          the guess's. A real clip with cuts is harder: there it comes level, and gets ahead between cuts.
 """
 
 import asyncio
@@ -40,7 +41,8 @@ class Change(nn.Module):
         self.say = nn.Conv2d(channels, 3, 5, padding=2)
 
     def forward(self, picture: Tensor) -> Tensor:
-        return picture + self.say(self.think(self.look(self.motion(picture))))
+        change: Tensor = self.say(self.think(self.look(self.motion(picture))))
+        return picture + change
 
 
 async def main(path: str | None, count: int) -> None:
@@ -56,10 +58,13 @@ async def main(path: str | None, count: int) -> None:
     async with pa.Pipeline(network, torch.zeros(1, 3, *size), stages=2, learner=learner) as pipeline:
         async for result in pipeline.stream(pa.targets.ahead(clip)):
             frame = result.context
-            if result.loss is not None and isinstance(frame, pa.SourceFrame) and frame.target is not None:
-                errors.append(result.loss)
-                guesses.append(float(nn.functional.mse_loss(frame.value, frame.target)))
-            if errors and len(errors) % 100 == 0 and result.loss is not None:
+            if result.loss is None or not isinstance(frame, pa.SourceFrame):
+                continue  # the last frame has no target
+            assert isinstance(frame.value, Tensor)
+            assert isinstance(frame.target, Tensor)
+            errors.append(result.loss)
+            guesses.append(float(nn.functional.mse_loss(frame.value, frame.target)))
+            if len(errors) % 100 == 0:
                 ours, plain = sum(errors[-100:]) / 100, sum(guesses[-100:]) / 100
                 print(f"frames to {len(errors):4}: network {ours:.5f}, guess {plain:.5f}, ratio {ours / plain:.2f}")
 
