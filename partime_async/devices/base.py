@@ -135,6 +135,7 @@ class DeviceStream(Protocol):
         on_complete: Callable[[DeviceEvent], None] | None = None,
         *,
         to_host: bool = False,
+        is_background: bool = False,
     ) -> DeviceEvent:
         """Enqueue work behind all earlier work and behind `source`; returns at once.
 
@@ -144,6 +145,7 @@ class DeviceStream(Protocol):
                 the work is skipped and the failure passed on.
             on_complete: Called on the event loop once the work has ended; calls for one stream come in order.
             to_host: Bring the result to host memory.
+            is_background: Nobody waits for it as for what was enqueued before, whose end is announced before it begins.
         """
         ...
 

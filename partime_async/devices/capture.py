@@ -74,8 +74,10 @@ def capture(module: nn.Module, example: Value) -> Callable[[Value], Value] | Non
 def _record(module: nn.Module, example: Value) -> Callable[[Value], Value] | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.export does not run without the interpreter
-        warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        # (a value of the example would be baked in)
+        tracer_warning = torch.jit.TracerWarning  # type: ignore[attr-defined]
+        # A value of the example would be baked in; PyTorch's own functions look at shapes only, which stay.
+        warnings.simplefilter("error", tracer_warning)
+        warnings.filterwarnings("ignore", category=tracer_warning, module=r"torch\.nn\.functional")
         try:
             recorded: Callable[[Value], Value] = torch.jit.trace(module, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         except Exception:
@@ -113,21 +115,33 @@ def _is_recordable(module: nn.Module, example: Value) -> bool:
 
 
 def _keeps_python_state(before: nn.Module, after: nn.Module) -> bool:
-    """Tell whether calls changed an attribute that is neither parameter nor buffer: a recording would not."""
-    internal = set(vars(nn.Module()))
-    for left, right in zip(before.modules(), after.modules(), strict=True):
-        ours = {name: value for name, value in vars(left).items() if name not in internal}
-        theirs = {name: value for name, value in vars(right).items() if name not in internal}
-        if ours.keys() != theirs.keys():
-            return True
-        for name, value in ours.items():
-            other = theirs[name]
-            if isinstance(value, Tensor) and isinstance(other, Tensor):
-                if not torch.equal(value, other):
-                    return True
-            elif value is not other and value != other:
-                return True
-    return False
+    """Tell whether calls changed anything that is neither parameter nor buffer: a recording would not."""
+    return not _is_alike(before, after, set())
+
+
+def _is_alike(left: object, right: object, seen: set[tuple[int, int]]) -> bool:
+    """Compare an object with what became of its copy, all the way down; `seen` ends cycles."""
+    if left is right or (id(left), id(right)) in seen:
+        return True
+    if type(left) is not type(right):
+        return False
+    seen.add((id(left), id(right)))
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, nn.Module) and isinstance(right, nn.Module):
+        return _is_alike(_attributes(left), _attributes(right), seen)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_is_alike(left[key], right[key], seen) for key in left)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(_is_alike(*pair, seen) for pair in zip(left, right, strict=True))
+    if type(left).__eq__ is object.__eq__ and hasattr(left, "__dict__"):
+        return _is_alike(vars(left), vars(right), seen)
+    return bool(left == right)
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    """Return what a module holds, its parameters and buffers left out: a recording shares or changes these."""
+    return {name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers")}
 
 
 def _copied(value: Value) -> Value:

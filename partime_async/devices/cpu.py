@@ -19,15 +19,12 @@ from partime_async.devices.base import DeviceEvent, DeviceStream, Work, ready, w
 from partime_async.devices.capture import capture as record
 from partime_async.devices.capture import trial_copy, unchanged
 from partime_async.devices.notifier import Notifier
-from partime_async.errors import DeadlineExceeded, WorkAborted
+from partime_async.errors import ConfigurationError, DeadlineExceeded, WorkAborted
 from partime_async.frame import Value
 from partime_async.metrics import MovingAverage
 
 _COALESCE_S = 0.0005
 """Completions are held back at most this long, and only while more work waits: one wake-up then serves several."""
-
-_NICENESS = 10
-"""Stage threads yield to the event loop's thread: arrival to handling, both cores busy, p99 0.3-1.5 ms instead of 3."""
 
 
 class CpuDevice:
@@ -35,9 +32,20 @@ class CpuDevice:
 
     Args:
         lanes: How many streams can run at the same time; the number of usable cores by default.
+        niceness: By how much stage threads are nicer than the thread that makes them (Linux). With 10, an event loop
+            on a machine that the stages fill answers in 1 ms instead of 3; but then any other busy process takes the
+            cores from the stages, up to nine tenths of them.
+
+    Raises:
+        ConfigurationError: `lanes` is below 1, or `niceness` not from 0 to 19.
     """
 
-    def __init__(self, lanes: int | None = None) -> None:
+    def __init__(self, lanes: int | None = None, *, niceness: int = 0) -> None:
+        if lanes is not None and lanes < 1:
+            raise ConfigurationError(f"lanes is {lanes}; a device runs at least 1 stream. Pass 1 or more.")
+        if not 0 <= niceness <= 19:
+            raise ConfigurationError(f"niceness is {niceness}. Pass 0 to 19.")
+        self._niceness = niceness
         self.name = "cpu"
         self.torch_device = torch.device("cpu")
         self.lanes = lanes or usable_cores()
@@ -52,7 +60,7 @@ class CpuDevice:
         self, name: str, *, notifier: Notifier[DeviceEvent], clock: Clock, threads: int = 1
     ) -> DeviceStream:
         """Open a stream: start its worker thread."""
-        return CpuStream(name, notifier=notifier, clock=clock, threads=threads)
+        return CpuStream(name, notifier=notifier, clock=clock, threads=threads, niceness=self._niceness)
 
 
 def usable_cores() -> int:
@@ -66,12 +74,18 @@ _NOTHING = ready(())
 class _Job(DeviceEvent):
     """An event that carries its own work: one allocation per frame and stage."""
 
-    __slots__ = ("source", "to_host", "work")
+    __slots__ = ("is_background", "source", "work")
 
     def __init__(
-        self, work: Work | None, source: DeviceEvent, on_complete: Callable[[DeviceEvent], None] | None
+        self,
+        work: Work | None,
+        source: DeviceEvent,
+        on_complete: Callable[[DeviceEvent], None] | None,
+        *,
+        is_background: bool = False,
     ) -> None:
         super().__init__(on_complete)
+        self.is_background = is_background
         self.work = work
         self.source = source
 
@@ -79,12 +93,15 @@ class _Job(DeviceEvent):
 class CpuStream:
     """One worker thread with its own intra-op thread count; see `DeviceStream`."""
 
-    def __init__(self, name: str, *, notifier: Notifier[DeviceEvent], clock: Clock, threads: int) -> None:
+    def __init__(
+        self, name: str, *, notifier: Notifier[DeviceEvent], clock: Clock, threads: int, niceness: int = 0
+    ) -> None:
         self.name = name
         self.busy_s = 0.0
         self._notifier = notifier
         self._now = clock.now
         self._threads = threads
+        self._niceness = niceness
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._is_aborted = False
         self._closed: asyncio.Future[None] | None = None
@@ -119,9 +136,10 @@ class CpuStream:
         on_complete: Callable[[DeviceEvent], None] | None = None,
         *,
         to_host: bool = False,
+        is_background: bool = False,
     ) -> DeviceEvent:
         """Enqueue work; see `DeviceStream.enqueue`."""
-        job = _Job(work, source, on_complete)
+        job = _Job(work, source, on_complete, is_background=is_background)
         self._jobs.put(job)
         return job
 
@@ -147,7 +165,7 @@ class CpuStream:
         # Both are thread-local; reading the count back is what pins it.
         torch.set_num_threads(self._threads)
         torch.get_num_threads()
-        _yield_to_the_loop()
+        _be_nicer_by(self._niceness)
         finished: list[tuple[Callable[[DeviceEvent], None], DeviceEvent]] = []
         service = MovingAverage()
         held_since = 0.0
@@ -155,7 +173,7 @@ class CpuStream:
             while True:
                 job = self._jobs.get()
                 source = job.source
-                if not source.is_complete:
+                if job.is_background or not source.is_complete:
                     # It may take long: whoever waits for what is done here must not wait for that, too.
                     self._announce(finished)
                     source.wait()
@@ -201,7 +219,9 @@ class CpuStream:
             finished.clear()
 
 
-def _yield_to_the_loop() -> None:
-    if sys.platform == "linux":  # elsewhere, niceness belongs to the process
+def _be_nicer_by(niceness: int) -> None:
+    if niceness and sys.platform == "linux":  # elsewhere, niceness belongs to the process
+        thread = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            # More than what it inherited: a process that is nice already must not have its stages overtake its loop.
+            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + niceness, 19))

@@ -22,14 +22,13 @@ the memory of its own stream. A result that stays on the device and leaves the l
 before dropping it while kernels that read it may still be pending.
 
 Host memory is another matter: only page-locked memory is copied in the background, and allocating it stops the
-device. Pageable frames go through the slots of `Transfers`, results too; the tensor that a caller
+device. Pageable frames and results go through slots that are allocated once (`Transfers`); the tensor that a caller
 gets is an ordinary one. A page-locked frame goes directly, and must not be rewritten before its result is there.
 
-**Deadlock** cannot be. Of all jobs not complete, take the one that was enqueued first. All that it may come after is
-complete, so it is not held in `_admit`; the launcher waits neither for other launches nor for other jobs' sources, only
-for slots that are in use by earlier jobs of the same stream, and they are all free by now, for the waiter gave them
-back (or the device has passed their copies, for which it needs no host); the device then needs nothing but time, and
-the waiter nothing but the device.
+**Deadlock** cannot be. What is launched completes without the launcher: its device events come after launches only,
+and its waiter waits for nothing but the device and the completion of sources, which were launched before it. The
+launcher waits for nothing but slots, which belong to jobs that are launched. And `_admit` holds a job back only for
+sources that were enqueued before it. So the job that was enqueued first of all that are not complete goes on.
 """
 
 from __future__ import annotations
@@ -176,6 +175,7 @@ class CudaStream:
         on_complete: Callable[[DeviceEvent], None] | None = None,
         *,
         to_host: bool = False,
+        is_background: bool = False,
     ) -> DeviceEvent:
         """Enqueue work; see `DeviceStream.enqueue`.
 

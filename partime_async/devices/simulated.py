@@ -82,6 +82,7 @@ class SimulatedStream:
         on_complete: Callable[[DeviceEvent], None] | None = None,
         *,
         to_host: bool = False,
+        is_background: bool = False,
     ) -> DeviceEvent:
         """Do the work now and complete it when its time has passed; see `DeviceStream.enqueue`."""
         event = DeviceEvent(on_complete)
