@@ -63,15 +63,16 @@ async def test_stream_threads_are_its_own() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="niceness belongs to threads on Linux only")
-async def test_stream_thread_yields_to_the_loop() -> None:
-    """Work runs at a lower priority than the loop's thread, which keeps its own."""
+@pytest.mark.parametrize("niceness", [0, 10])
+async def test_stream_thread_is_nicer_than_the_loop_by_what_was_asked(niceness: int) -> None:
+    """Work runs at the priority of the loop's thread, or at a lower one if asked; the loop's stays."""
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    def niceness(value: Value) -> Value:
+    def found(value: Value) -> Value:
         return torch.tensor(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
-    async with streams_on(CpuDevice()) as (stream,):
-        assert int(await tensor_of(stream.enqueue(niceness, ready(())))) == min(own + 10, 19)
+    async with streams_on(CpuDevice(niceness=niceness)) as (stream,):
+        assert int(await tensor_of(stream.enqueue(found, ready(())))) == min(own + niceness, 19)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
