@@ -1,12 +1,11 @@
 """Serve a network over TCP: every connection's handler awaits `process`, and all share one pipeline.
 
-Install: pip install partime-async
-Run:     python examples/embed_in_server.py
-
 A request is 128 float32 values, the answer a line with the class. Clients that break their requests off, or go away,
 disturb nobody.
 
-Prints (... stands for figures of your machine):
+Install:  pip install partime-async
+Run:      python examples/embed_in_server.py
+Expect:   (... stands for figures of your machine)
 
     serving on 127.0.0.1:...
     8 clients got 400 answers, all right: True

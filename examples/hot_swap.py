@@ -1,9 +1,8 @@
 """Swap the weights while frames stream through: all stages change between the same two frames, and nothing stops.
 
-Install: pip install partime-async
-Run:     python examples/hot_swap.py
-
-Prints (... stands for where the swap happened to fall):
+Install:  pip install partime-async
+Run:      python examples/hot_swap.py
+Expect:   (... stands for where the swap happened to fall)
 
     frames 0 to ...: weight versions (0, 0, 0), the old network's numbers: True
     frames ... to 199: weight versions (1, 1, 1), the new network's numbers: True

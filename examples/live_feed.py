@@ -1,9 +1,8 @@
 """Keep up with a live sensor: a network that is too slow for 100 frames/s sees the latest frames, and none that is old.
 
-Install: pip install partime-async
-Run:     python examples/live_feed.py
-
-Prints (... stands for figures of your machine):
+Install:  pip install partime-async
+Run:      python examples/live_feed.py
+Expect:   (... stands for figures of your machine)
 
     the sensor gave 200 frames in 2.0 s
     delivered ... + dropped ... {'overflow': ...} = 200

@@ -1,9 +1,8 @@
 """Use a network of your own: a residual module, traced and cut wherever it pays, also across its skip connections.
 
-Install: pip install partime-async
-Run:     python examples/own_network.py
-
-Prints (... stands for figures of your machine):
+Install:  pip install partime-async
+Run:      python examples/own_network.py
+Expect:   (... stands for figures of your machine)
 
     stage  device  threads  layers...
     ...
@@ -30,7 +29,8 @@ class Residual(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """Return the value plus what the layers make of it."""
-        return value + self.second(torch.relu(self.first(value)))
+        around: Tensor = self.second(torch.relu(self.first(value)))
+        return value + around
 
 
 class Network(nn.Module):

@@ -1,9 +1,8 @@
 """Run a network over frames: one with `process`, many with `stream`.
 
-Install: pip install partime-async
-Run:     python examples/quickstart.py
-
-Prints (... stands for figures of your machine):
+Install:  pip install partime-async
+Run:      python examples/quickstart.py
+Expect:   (... stands for figures of your machine)
 
     one frame: output (1, 10) after ... ms, the network's own numbers: True
     stream: 100 results in order: True

@@ -1,9 +1,8 @@
 """Let clients share one pipeline: each has a feed of its own, and they are served in turn, however much each wants.
 
-Install: pip install partime-async
-Run:     python examples/two_clients.py
-
-Prints (... stands for figures of your machine):
+Install:  pip install partime-async
+Run:      python examples/two_clients.py
+Expect:   (... stands for figures of your machine)
 
     greedy: ... frames, ...% of the pipeline, in order: True
     patient: ... frames, ...% of the pipeline, in order: True

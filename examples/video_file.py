@@ -1,11 +1,10 @@
 """Run a ResNet over a video, at the video's own pace, and say what it sees; without a path, over a moving scene.
 
-Install: pip install 'partime-async[video]'
-Run:     python examples/video_file.py [clip.mp4]
-
 The weights are random. Those of torchvision fit: `network.load_state_dict(flat_state_dict(theirs.state_dict()))`.
 
-Prints (... stands for what depends on clip and machine):
+Install:  pip install 'partime-async[video]'
+Run:      python examples/video_file.py [clip.mp4]
+Expect:   (... stands for what depends on clip and machine)
 
     ...: ... frames/s...
     0.0 s: class ..., ... ms old
@@ -21,7 +20,7 @@ from torch import Tensor
 
 import partime_async as pa
 from partime_async.models import resnet18
-from partime_async.sources import Scene, open_source
+from partime_async.sources import open_source
 
 SIZE = (128, 96)
 FRAMES = 60
@@ -33,10 +32,10 @@ async def main(path: str | None) -> None:
     network = resnet18().eval()  # inference: normalise by what was learned, not by this one frame
     example = torch.rand(1, 3, SIZE[1], SIZE[0])
     async with pa.Pipeline(network, example, stages=2) as pipeline:
-        if path is None:
-            source = Scene(size=SIZE, frames=FRAMES, realtime=True)
-        else:  # opening reads the file's header: in a thread, so that nothing else waits for the disk
-            source = await asyncio.to_thread(open_source, path, size=SIZE, max_frames=FRAMES, realtime=True)
+        # Opening reads the file's header: in a thread, so that nothing else waits for the disk.
+        source = await asyncio.to_thread(
+            lambda: open_source(path or "scene", size=SIZE, max_frames=FRAMES, realtime=True)
+        )
         print(source.describe())
         shown_s = -1.0
         async for result in pipeline.stream(source, overflow="latest"):

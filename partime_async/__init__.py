@@ -4,6 +4,7 @@ from partime_async import targets
 from partime_async.accounting import DropCause, FeedStatistics, FrameCounts
 from partime_async.devices import CpuDevice, CudaDevice, SimulatedDevice
 from partime_async.errors import (
+    CheckpointError,
     ConfigurationError,
     DeadlineExceeded,
     DeviceError,
@@ -11,8 +12,11 @@ from partime_async.errors import (
     FeedFull,
     FrameDropped,
     FrameError,
+    LabelError,
     MissingDependencyError,
+    NonFiniteError,
     PartimeError,
+    PartimeWarning,
     PartitionError,
     PipelineNotRunning,
     SinkError,
@@ -21,15 +25,28 @@ from partime_async.errors import (
 )
 from partime_async.feed import Feed, Overflow
 from partime_async.frame import Result, SourceFrame, StageTiming, Value
-from partime_async.learning import Graph, Learner, Update, UpdateRule, rules
+from partime_async.labels import LabelStatistics
+from partime_async.learning import (
+    Graph,
+    Learner,
+    LearningStatistics,
+    LossStatistics,
+    Metric,
+    NonFinite,
+    Update,
+    UpdateRule,
+    rules,
+)
+from partime_async.learning.skip import SkipStatistics
 from partime_async.partition.plan import Plan
 from partime_async.pipeline import Pipeline
 from partime_async.planning import plan
 from partime_async.run import OnError
 from partime_async.stateful import Stateful
-from partime_async.statistics import PipelineStatistics
+from partime_async.statistics import PipelineStatistics, TeachingStatistics
 
 __all__ = [
+    "CheckpointError",
     "ConfigurationError",
     "CpuDevice",
     "CudaDevice",
@@ -44,11 +61,19 @@ __all__ = [
     "FrameDropped",
     "FrameError",
     "Graph",
+    "LabelError",
+    "LabelStatistics",
     "Learner",
+    "LearningStatistics",
+    "LossStatistics",
+    "Metric",
     "MissingDependencyError",
+    "NonFinite",
+    "NonFiniteError",
     "OnError",
     "Overflow",
     "PartimeError",
+    "PartimeWarning",
     "PartitionError",
     "Pipeline",
     "PipelineNotRunning",
@@ -57,11 +82,13 @@ __all__ = [
     "Result",
     "SimulatedDevice",
     "SinkError",
+    "SkipStatistics",
     "SourceError",
     "SourceFrame",
     "StageError",
     "StageTiming",
     "Stateful",
+    "TeachingStatistics",
     "Update",
     "UpdateRule",
     "Value",

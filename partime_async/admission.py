@@ -82,7 +82,9 @@ class Admission:
 
     def _next(self) -> Frame | AnyMark | None:
         if self._marks:
-            return self._marks.popleft()
+            mark = self._marks.popleft()
+            mark.boundary = self.admitted
+            return mark
         window = self._window()
         if window is not None and len(self.flying) >= window:
             return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -219,5 +220,6 @@ async def _wait_in(waiters: deque[asyncio.Future[None]]) -> None:
             # Woken and cancelled in the same step: the wake-up belongs to the next in line.
             _wake_one(waiters)
         else:
-            waiters.remove(waiter)
+            with suppress(ValueError):  # a wake-up came after the cancellation: it passed over this one and took it out
+                waiters.remove(waiter)
         raise

@@ -12,6 +12,10 @@ class PartimeError(Exception):
     """Root of all errors raised by this library."""
 
 
+class PartimeWarning(UserWarning):
+    """Advice that the library gives, each at most once in a run: what it measured, and what would do better."""
+
+
 class ConfigurationError(PartimeError, ValueError):
     """An argument, or a combination of arguments, that cannot work."""
 
@@ -118,6 +122,18 @@ class StageError(PartimeError):
 
 class NonFiniteError(PartimeError, ArithmeticError):
     """A loss or gradient is not finite, and the learner's policy is to stop."""
+
+
+class CheckpointError(PartimeError, ValueError):
+    """A checkpoint that cannot be written or read, or is of another network or learner.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {reason}")
 
 
 class WorkAborted(PartimeError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -13,7 +15,15 @@ from partime_async.accounting import Accounts, DropCause, FeedStatistics
 from partime_async.admission import Admission
 from partime_async.channel import Channel, ChannelClosed, EndOfChannel
 from partime_async.clock import Clock
-from partime_async.errors import ConfigurationError, FeedClosed, FeedFull, FrameDropped, FrameError
+from partime_async.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    FeedClosed,
+    FeedFull,
+    FrameDropped,
+    FrameError,
+    PipelineNotRunning,
+)
 from partime_async.flight import Frame
 from partime_async.frame import FrameSpec, Result, Value
 
@@ -57,10 +67,10 @@ class FeedOptions:
         except ValueError:
             known = ", ".join(repr(known.value) for known in Overflow)
             raise ConfigurationError(f"unknown overflow policy {overflow!r}. Use one of {known}.") from None
-        if max_age_s is not None and not max_age_s > 0:
-            raise ConfigurationError(f"max_age_s is {max_age_s}; no frame is that young. Pass more than 0 seconds.")
-        if capacity < 1:
-            raise ConfigurationError(f"capacity is {capacity}; a feed holds at least 1 frame. Pass 1 or more.")
+        if max_age_s is not None and not (isinstance(max_age_s, (int, float)) and max_age_s > 0):
+            raise ConfigurationError(f"max_age_s is {max_age_s!r}; no frame is that young. Pass more than 0 seconds.")
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ConfigurationError(f"capacity is {capacity!r}; a feed holds at least 1 frame. Pass 1 or more.")
         return cls(policy, max_age_s, 1 if policy is Overflow.LATEST else capacity, unread_limit)
 
     @property
@@ -72,7 +82,8 @@ class FeedOptions:
 class Feed:
     """Frames in by `put`, results out by iteration, in the order of admission: ``async with pipeline.feed() as feed``.
 
-    Leaving the block normally finishes what was put; leaving it by an exception drops what has not started.
+    Leaving the block normally finishes what was put, within the pipeline's `close_timeout_s`; leaving it by an
+    exception drops what has not started.
 
     A frame belongs to the pipeline from `put` to its result: do not write into it in between.
     """
@@ -84,6 +95,7 @@ class Feed:
         spec: FrameSpec,
         clock: Clock,
         admission: Admission,
+        close_timeout_s: float,
         on_enter: Callable[[Feed], None],
         on_exit: Callable[[Feed], None],
     ) -> None:
@@ -93,14 +105,17 @@ class Feed:
         self._spec = spec
         self._now = clock.now
         self._admission = admission
+        self._close_timeout_s = close_timeout_s
         self._on_enter = on_enter
         self._on_exit = on_exit
         self._inbox: Channel[Frame] = Channel(options.capacity)
         keeps = options.capacity if options.overflow in _LIVE else options.unread_limit
         self._outbox: Channel[Result] = Channel(keeps)
         self._is_discarding = False
-        self._resets_next = False
+        self._epoch = 0
+        self._is_entered = False
         self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
         self._settled: asyncio.Future[None] | None = None
         self._landed: Callable[[], None] | None = None
 
@@ -131,7 +146,7 @@ class Feed:
             FeedFull: The policy is ``fail`` and the feed is full; the frame was counted as dropped, ``refused``.
             StageError: The pipeline has stopped on this error.
 
-        Cancellation: safe; the frame is dropped, ``cancelled``.
+        Cancellation: safe; a frame that waits for room is dropped, ``cancelled``, one that has its place goes on.
         """
         entry = self._offer(frame, target, captured_at, context)
         if self.options.overflow is Overflow.BLOCK:
@@ -188,12 +203,12 @@ class Feed:
 
         Cancellation: safe; no result is lost.
         """
-        try:
+        self._check_entered()
+        result: Result | None = None
+        with suppress(EndOfChannel):
             result = await self._outbox.get()
-        except EndOfChannel:
-            if self._error is not None:
-                raise self._error from None
-            raise StopAsyncIteration from None
+        if result is None:
+            raise StopAsyncIteration if self._error is None else self._closed_error()
         if result.error is None:
             self.accounts.deliver(self._now() - result.captured_at)
         self._admission.announce(self)
@@ -211,16 +226,18 @@ class Feed:
         """Accept no more frames; those put before are still processed. Idempotent.
 
         Args:
-            error: Raised to the reader after the last result: what ended the source.
+            error: Raised to the reader after the last result: what ended the source. Ignored if nothing can follow.
         """
-        if error is not None and self._error is None:
+        has_ended = self._inbox.is_closed and self._is_settled
+        if error is not None and self._error is None and not has_ended:
             self._error = error
+            self._traceback = error.__traceback__
         self._inbox.close()
         self._settle()
 
     def when_landed(self, action: Callable[[], None]) -> None:
-        """Call `action` once no frame waits or is in flight: at once, if so now."""
-        if self._is_settled:
+        """Call `action` once every frame is delivered, failed or dropped: at once, if so now."""
+        if self._has_landed:
             action()
         else:
             self._landed = action
@@ -234,6 +251,14 @@ class Feed:
             if self._settled is None:
                 self._settled = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._settled)
+
+    async def _drain_in_time(self) -> None:
+        try:
+            async with asyncio.timeout(self._close_timeout_s):
+                await self.drain()
+        except TimeoutError:
+            missing = self.accounts.waiting + self.accounts.in_flight
+            raise DeadlineExceeded(f"{missing} frame(s) of a feed were not finished", self._close_timeout_s) from None
 
     def abort(self, error: BaseException | None = None) -> None:
         """Accept no more frames and drop those that have not started. Idempotent.
@@ -249,7 +274,7 @@ class Feed:
 
     def reset_state(self) -> None:
         """Let the layers that remember start over with the next frame that is put; see `Stateful`."""
-        self._resets_next = True
+        self._epoch += 1
 
     @property
     def has_reader(self) -> bool:
@@ -270,7 +295,10 @@ class Feed:
         return FeedStatistics(accounts.counts(), accounts.latency.snapshot(), accounts.age.snapshot())
 
     async def __aenter__(self) -> Self:
+        if self._is_entered:
+            raise FeedClosed("the feed was entered before. Open another one with pipeline.feed().")
         self._on_enter(self)
+        self._is_entered = True
         return self
 
     async def __aexit__(
@@ -280,7 +308,7 @@ class Feed:
         try:
             if error is None:
                 self.close()
-                await self.drain()
+                await self._drain_in_time()
         finally:
             self.abort()
             self._on_exit(self)
@@ -333,17 +361,18 @@ class Feed:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _offer(self, value: Value, target: Value | None, captured_at: float | None, context: object) -> Frame:
+        self._check_entered()
         if self._inbox.is_closed:
             raise self._closed_error()
         number = self.accounts.offer()
         try:
             self._spec.check(value)
+            captured = self._now() if captured_at is None else _checked_time(captured_at)
         except FrameError:
             self.accounts.drop_waiting(DropCause.INVALID)
             raise
-        captured = self._now() if captured_at is None else captured_at
         frame = Frame(self, number, value, target=target, captured_at=captured, context=context)
-        frame.resets_state, self._resets_next = self._resets_next, False
+        frame.epoch = self._epoch
         return frame
 
     async def _put_waiting(self, entry: Frame) -> None:
@@ -356,8 +385,11 @@ class Feed:
         except ChannelClosed:
             self.accounts.drop_waiting(DropCause.CLOSED if self._error is None else DropCause.ABORTED)
             self._settle()
-            raise self._closed_error() from None
-        self._admission.announce(self)
+        else:
+            self._admission.announce(self)
+            return
+        # Not inside the handler: neither a context nor `from None`, which erases its cause, should befall this error.
+        raise self._closed_error()
 
     def _put_now(self, entry: Frame) -> None:
         if self._inbox.is_full:
@@ -373,13 +405,6 @@ class Feed:
 
     def _drop(self, frame: Frame, cause: DropCause) -> None:
         self.accounts.drop_waiting(cause)
-        if frame.resets_state:
-            # The reset outlives the frame: it falls to the oldest that still waits, or to the next one put.
-            follower = self._inbox.peek()
-            if follower is None:
-                self._resets_next = True
-            else:
-                follower.resets_state = True
         self._fail_reply(frame, cause)
 
     def _drop_result(self, result: Result) -> None:
@@ -391,11 +416,22 @@ class Feed:
             frame.reply.set_exception(self._error if self._error is not None else FrameDropped(cause))
 
     def _closed_error(self) -> BaseException:
-        return self._error if self._error is not None else FeedClosed("the feed is closed. Do not put after close().")
+        if self._error is None:
+            return FeedClosed("the feed is closed. Do not put after close().")
+        # As it came: one error is raised to many callers, and each raise would add to its traceback.
+        return self._error.with_traceback(self._traceback)
+
+    def _check_entered(self) -> None:
+        if not self._is_entered:
+            raise PipelineNotRunning("the feed is not open. Use it inside `async with pipeline.feed() as feed`.")
 
     @property
     def _is_settled(self) -> bool:
         return self.accounts.waiting == 0 and self.accounts.in_flight == 0
+
+    @property
+    def _has_landed(self) -> bool:
+        return self._is_settled and self.accounts.unread == 0
 
     def _settle(self) -> None:
         if not self._is_settled:
@@ -405,9 +441,19 @@ class Feed:
         if self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
         self._settled = None
-        if self._landed is not None:
+        if self._landed is not None and self._has_landed:
             landed, self._landed = self._landed, None
             landed()
+
+
+def _checked_time(captured_at: float) -> float:
+    try:
+        seconds = float(captured_at)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise FrameError(f"captured_at is {captured_at!r}. Pass seconds of time.monotonic(), or None for now.")
+    return seconds
 
 
 def _has_output(reply: asyncio.Future[Result]) -> bool:

@@ -41,13 +41,14 @@ class Frame:
         lesson_target: What the last stage learns from at this frame's event: the target of the frame that was admitted
             `label_delay` frames before.
         loss: The loss of this frame, set by the last stage of a learning pipeline.
-        resets_state: Whether the layers that remember forget the feed's earlier frames before this one.
+        epoch: How often the feed's state was reset before this frame: it meets no state of an earlier epoch.
         reply: Where the one caller of `process` waits for the result; None for frames of a feed.
     """
 
     __slots__ = (
         "captured_at",
         "context",
+        "epoch",
         "event",
         "events",
         "index",
@@ -55,7 +56,6 @@ class Frame:
         "loss",
         "owner",
         "reply",
-        "resets_state",
         "sequence",
         "target",
         "value",
@@ -84,7 +84,7 @@ class Frame:
         self.event: DeviceEvent | None = None
         self.events: list[DeviceEvent] = []
         self.versions: list[int] = []
-        self.resets_state = False
+        self.epoch = 0
         self.reply: asyncio.Future[Result] | None = None
 
 
@@ -100,10 +100,14 @@ class Mark(Generic[T]):
     Args:
         actions: One for each stage, called on the stage's device thread.
         changes_weights: Whether the weights have another version behind it.
+
+    Attributes:
+        boundary: How many frames were admitted before it; set by the admission.
     """
 
     def __init__(self, actions: Sequence[Callable[[], T]], *, changes_weights: bool = False) -> None:
         self.changes_weights = changes_weights
+        self.boundary = 0
         self._actions = actions
         self._results: dict[int, T] = {}
         self._missing = len(actions)

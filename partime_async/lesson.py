@@ -10,15 +10,19 @@ alone decides, on the device, and the wait for it is the flow control.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 from torch import Tensor
 
 from partime_async.channel import Channel
 from partime_async.devices import DeviceEvent, DeviceStream, Work, ready
+from partime_async.errors import WorkAborted
 from partime_async.flight import Frame
 from partime_async.frame import Value
 from partime_async.learning import StageLearner
+from partime_async.learning.recovery import Recovery
+from partime_async.learning.skip import SkipLearner
 from partime_async.metrics import MovingAverage
 
 GradientLink: TypeAlias = Channel[DeviceEvent]
@@ -39,7 +43,10 @@ class Lesson:
         lag: Of the update rule.
         incoming: Brings the gradients of the next stage; None at the last stage.
         outgoing: Takes this stage's gradients to the one before; None at the first stage.
-        on_error: Called on the event loop if a backward pass or a step raised: learning cannot go on.
+        on_error: Called on the event loop, with the frame's number, if a backward pass or a step raised: learning
+            cannot go on.
+        recovery: The stage's copies of good weights; None: it has none.
+        skip: Learns beside the pipeline, from copies that the first stage makes; None: nobody does.
     """
 
     def __init__(
@@ -50,7 +57,9 @@ class Lesson:
         lag: int,
         incoming: GradientLink | None,
         outgoing: GradientLink | None,
-        on_error: Callable[[BaseException], None],
+        on_error: Callable[[BaseException, int], None],
+        recovery: Recovery | None = None,
+        skip: SkipLearner | None = None,
     ) -> None:
         self.learner = learner
         self.recent_service = MovingAverage()
@@ -59,11 +68,17 @@ class Lesson:
         self._incoming = incoming
         self._outgoing = outgoing
         self._on_error = on_error
+        self._recovery = recovery
+        self._skip = skip
 
     def forward(self, frame: Frame) -> Work:
         """Return the forward pass of a frame."""
 
         def work(value: Value) -> Value:
+            if self._recovery is not None:
+                self._recovery.prepare()
+            if self._skip is not None:
+                self._skip.keep(frame.index, value)
             frame.versions.append(self.learner.version)
             output, loss = self.learner.forward(frame.index, value, frame.lesson_target)
             frame.loss = loss
@@ -81,13 +96,28 @@ class Lesson:
             source = await self._incoming.get()
 
         def work(value: Value) -> Value:
-            return self.learner.backward(frame.index, (value,) if isinstance(value, Tensor) else value)
+            if self._recovery is not None:
+                self._recovery.prepare()
+            emitted = self.learner.backward(frame.index, (value,) if isinstance(value, Tensor) else value)
+            if self._recovery is not None:
+                self._recovery.reached(frame.index + 1)
+            return emitted
 
-        event = self._stream.enqueue(work, source, self._learned)
+        # The last stage's forward pass ends with a result, which somebody waits for.
+        is_last = self._incoming is None
+        event = self._stream.enqueue(work, source, partial(self._learned, frame.index), is_background=is_last)
         if self._outgoing is not None:
             self._outgoing.put_nowait(event)
 
-    def _learned(self, event: DeviceEvent) -> None:
-        self.recent_service.update(event.finished_at - event.started_at)
-        if event.error is not None and event.origin is self._stream:
-            self._on_error(event.error)
+    def end(self) -> None:
+        """Discard and count the gradients that are still on their way; when nothing is enqueued any more."""
+        while self._incoming is not None and len(self._incoming):
+            event = self._incoming.get_nowait()
+            self.learner.discard(event.value)
+            event.release()
+
+    def _learned(self, index: int, event: DeviceEvent) -> None:
+        if event.error is None:
+            self.recent_service.update(event.finished_at - event.started_at)
+        elif event.origin is self._stream and not isinstance(event.error, WorkAborted):
+            self._on_error(event.error, index)

@@ -63,6 +63,12 @@ async def in_thread(function: Callable[[], T], *, name: str) -> T:
             thread.join()
 
 
+def is_being_cancelled() -> bool:
+    """Whether somebody cancels the running task: if not, a `CancelledError` came from what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def to_the_end(work: Coroutine[None, None, T], *, name: str) -> T:
     """Return what `work` returns, however often the caller is cancelled meanwhile.
 

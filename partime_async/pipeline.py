@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +15,19 @@ from torch import Tensor, nn
 from partime_async.assembly import Assembly, assemble
 from partime_async.clock import Clock, MonotonicClock
 from partime_async.devices import Device, DeviceEvent, Notifier
-from partime_async.errors import DeadlineExceeded, FeedClosed, PipelineNotRunning, SourceError
+from partime_async.errors import DeadlineExceeded, PipelineNotRunning
 from partime_async.feed import Feed
-from partime_async.frame import FrameSpec, Result, SourceFrame, Value
+from partime_async.frame import FrameSpec, Result, Value
 from partime_async.iteration import aiter_frames
 from partime_async.learning import Learner
 from partime_async.partition.plan import Plan
 from partime_async.planning import Request
+from partime_async.pump import pump
 from partime_async.run import Run, RunOptions
 from partime_async.statistics import PipelineStatistics
+from partime_async.weights import Weights
+
+T = TypeVar("T")
 
 
 class Pipeline:
@@ -104,6 +110,14 @@ class Pipeline:
         """
         return await self._run.direct.process(frame, target, captured_at, context)
 
+    def reset_state(self) -> None:
+        """Let the layers that remember start over with the next frame given to `process`; feeds have their own.
+
+        Raises:
+            PipelineNotRunning: The caller is outside the `async with` block.
+        """
+        self._run.direct.reset_state()
+
     async def stream(
         self,
         source: AsyncIterable[object] | Iterable[object],
@@ -132,13 +146,13 @@ class Pipeline:
         """
         run, items = self._run, aiter_frames(source)
         async with self.feed(overflow=overflow, max_age_s=max_age_s, capacity=capacity) as feed:
-            pump = run.start_task(_pump(items, feed, self._spec), name="partime source")
+            pumping = run.start_task(pump(items, feed, self._spec), name="partime source")
             try:
                 async for result in feed:
                     yield result
             finally:
-                pump.cancel()
-                await asyncio.wait([pump])
+                pumping.cancel()
+                await asyncio.wait([pumping])
 
     def feed(self, *, overflow: str = "block", max_age_s: float | None = None, capacity: int | None = None) -> Feed:
         """Return a feed: one client's frames in, its results out; ``async with pipeline.feed() as feed``.
@@ -201,10 +215,7 @@ class Pipeline:
         Raises:
             PipelineNotRunning: The pipeline was never entered.
         """
-        assembly = self._built()
-        if self._running is None:
-            return assembly.snapshot()
-        return assembly.merge(await self._running.send([part.snapshot for part in assembly.parts]))
+        return await self._weights.state_dict()
 
     async def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replace all weights and buffers between two frames, the same two in every stage.
@@ -216,13 +227,69 @@ class Pipeline:
             ConfigurationError: Keys, shapes or dtypes do not fit; nothing was changed.
             PipelineNotRunning: The pipeline was never entered.
         """
-        assembly = self._built()
-        actions = assembly.replacements(state)
-        if self._running is None:
-            for action in actions:
-                action()
-        else:
-            await self._running.send(actions, changes_weights=True)
+        await self._weights.load_state_dict(state)
+
+    async def evaluate(self, function: Callable[[nn.Module], T], *, threads: int = 1) -> T:
+        """Return what `function` returns for a private copy of the original module, while the stream goes on.
+
+        The copy is on the CPU, in evaluation mode, with all weights and buffers of one frame boundary. The function may
+        do with it what it likes; it runs without gradients on a thread of its own, which has the lowest priority where
+        threads have one. For accuracy on held-out data, which tells more than the loss on the stream::
+
+            def accuracy(module: nn.Module) -> float:
+                return float((module(images).argmax(1) == labels).float().mean())
+
+            print(await pipeline.evaluate(accuracy))
+
+        Args:
+            function: Takes the module and returns anything.
+            threads: Intra-op threads that it may use: more than 1 takes cores from the stages.
+
+        Raises:
+            Exception: What the function raised.
+            ConfigurationError: A coroutine function, or no thread.
+            PipelineNotRunning: The pipeline was never entered.
+
+        Cancellation: waits for the function to end, then raises. Leaving the pipeline does not end it.
+        """
+        return await self._weights.evaluate(function, threads=threads)
+
+    async def save(self, path: str | PathLike[str]) -> None:
+        """Write the weights, and all that learning remembers, to a safetensors file; the stream goes on meanwhile.
+
+        Everything in it belongs to one frame boundary over all stages: weights and buffers under the module's own keys,
+        and for each stage its optimiser, schedule and weight version. A pipeline that loads it learns on, bit for bit,
+        as this one would if it were left and entered again at that boundary: gradients on their way, what layers
+        remember of a feed, and random numbers are not in it. The file is there whole, or as it was before.
+
+        Raises:
+            CheckpointError: The file, or something that an optimiser remembers, cannot be written.
+            MissingDependencyError: safetensors is not installed.
+            PipelineNotRunning: The pipeline was never entered.
+
+        Cancellation: safe; the file is there whole, or as it was before.
+        """
+        await self._weights.save(Path(path))
+
+    async def load(self, path: str | PathLike[str], *, weights_only: bool = False) -> None:
+        """Go on from a file that `save` wrote, between two frames, the same two in every stage.
+
+        All is checked before anything changes. The optimisers take the saved learning rates, too. A pipeline without a
+        learner takes the weights, and so does any pipeline of a safetensors file that another program wrote.
+
+        Args:
+            path: The file.
+            weights_only: Take the weights, and leave the optimisers as they are.
+
+        Raises:
+            CheckpointError: It is damaged, or of another network, cut or optimiser; nothing was changed.
+            FileNotFoundError: There is no such file.
+            MissingDependencyError: safetensors is not installed.
+            PipelineNotRunning: The pipeline was never entered.
+
+        Cancellation: safe; all stages take it, or none.
+        """
+        await self._weights.load(Path(path), weights_only=weights_only)
 
     # -- what it is and does --------------------------------------------------------------------------------------
 
@@ -290,31 +357,10 @@ class Pipeline:
             raise PipelineNotRunning("the pipeline was never entered. Use it inside `async with pipeline:`.")
         return self._assembly
 
-
-async def _pump(items: AsyncFrames[object], feed: Feed, spec: FrameSpec) -> None:
-    """Put every item of a source into a feed; close both, the feed with whatever ended the source."""
-    error: Exception | None = None
-    try:
-        async for item in items:
-            if isinstance(item, SourceFrame):
-                await feed.put(item.value, item.target, captured_at=item.captured_at, context=item)
-            else:
-                frame, target = spec.unpack(item)
-                await feed.put(frame, target, context=item)
-    except FeedClosed:
-        pass  # the reader has gone: no more is wanted
-    except asyncio.CancelledError as raised:
-        if is_being_cancelled():
-            raise
-        error = SourceError("the source was cancelled by its own doing. Let it raise another error, or just end.")
-        error.__cause__ = raised
-    except Exception as raised:
-        error = raised
-    finally:
-        try:
-            await items.aclose()
-        except Exception as raised:
-            # One client's source is no reason to stop the pipeline: its own reader gets to know.
-            error = error or raised
-        finally:
-            feed.close(error)
+    @property
+    def _weights(self) -> Weights:
+        assembly = self._built()
+        if self._is_entered and self._running is None:
+            # Its layers are being tried out, and put back afterwards as they were.
+            raise PipelineNotRunning("the pipeline is being entered. Use its weights before, or inside the block.")
+        return Weights(assembly, self._running)

@@ -41,6 +41,9 @@ _CANDIDATES = 3
 _AHEAD = 3
 """Frames on each stage's stream while candidates race."""
 
+_HOP_S = 10e-6
+"""What a stage pays for a hand-over while frames follow each other: its thread never waits for the event loop."""
+
 _MARGIN = 0.05
 """A plan of more stages must give this much more; the same that `partition.plan.choose` asks of predictions."""
 
@@ -75,8 +78,10 @@ class Request:
         """
         if not isinstance(module, nn.Module):
             raise ConfigurationError(f"module is a {type(module).__name__}. Pass a torch.nn.Module.")
-        if stages is not None and stages < 1:
-            raise ConfigurationError(f"stages is {stages}; a pipeline has at least 1. Pass 1 or more, or None.")
+        if stages is not None and (not isinstance(stages, int) or stages < 1):
+            raise ConfigurationError(f"stages is {stages!r}; a pipeline has at least 1. Pass 1 or more, or None.")
+        if balance is not None and not isinstance(balance, Sequence):
+            raise ConfigurationError(f"balance is {balance!r}. Pass the layers of each stage, such as [3, 2], or None.")
         if stages is not None and balance is not None and stages != len(balance):
             raise ConfigurationError(
                 f"stages is {stages} and balance {list(balance)} has {len(balance)} entries. Pass one of the two."
@@ -151,6 +156,7 @@ def draw_up(request: Request, *, is_priced: bool = False) -> tuple[LayerChain, P
         devices=names,
         stages=request.stages,
         device_profiles=_device_profiles(layers, request, devices),
+        hop_cost_s=_HOP_S,
     )
     if request.stages is None and len(candidates) > 1:
         candidates = _raced(candidates[:_CANDIDATES], layers, tuple(by_name.values()), request)

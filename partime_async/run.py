@@ -12,21 +12,26 @@ from typing import TypeVar
 
 from partime_async.accounting import Accounts
 from partime_async.admission import Admission
-from partime_async.assembly import Assembly, Part
+from partime_async.assembly import Assembly
 from partime_async.channel import Channel
 from partime_async.clock import Clock
 from partime_async.devices import Work, ready
-from partime_async.errors import ConfigurationError, DeadlineExceeded, PipelineNotRunning, StageError, WorkAborted
+from partime_async.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    PipelineNotRunning,
+    StageError,
+    WorkAborted,
+)
 from partime_async.feed import Feed, FeedOptions
 from partime_async.flight import AnyMark, Frame, Mark
 from partime_async.frame import FrameSpec, Result, StageTiming, Value
-from partime_async.labels import LabelBook
 from partime_async.lag import LagMonitor
-from partime_async.learning import Learner
-from partime_async.lesson import GradientLink, Lesson, gradient_link
+from partime_async.lesson import Lesson
 from partime_async.offload import to_the_end
 from partime_async.stage import LEAST_DEPTH, MOST_DEPTH, Inbox, Stage
 from partime_async.statistics import PipelineStatistics
+from partime_async.teaching import Teaching
 
 T = TypeVar("T")
 
@@ -85,9 +90,8 @@ class Run:
         self._spec = spec
         self._clock = clock
         self._options = options
-        learner = assembly.learner
-        self._labels = None if learner is None else LabelBook(learner.label_delay)
-        self._admission = Admission(self._window, self._labelled)
+        self._teaching = Teaching(assembly, self.stop)
+        self._admission = Admission(self._window, self._teaching.admit)
         self._feeds: dict[Feed, None] = {}
         self._landing: dict[Feed, None] = {}
         self._live_feeds = 0
@@ -136,6 +140,7 @@ class Run:
             spec=self._spec,
             clock=self._clock,
             admission=self._admission,
+            close_timeout_s=options.close_timeout_s,
             on_enter=self._feed_entered,
             on_exit=self._feed_left,
         )
@@ -163,15 +168,9 @@ class Run:
             if part.states:
                 part.stream.enqueue(_on_no_value(partial(part.states.forget, feed)), ready(()))
 
-    def _labelled(self, frame: Frame) -> None:
-        if self._labels is not None:
-            frame.lesson_target = self._labels.admit(frame.index, frame.target)
-
     def label(self, index: int, target: Value) -> None:
         """Take a late target; see `Pipeline.label`."""
-        if self._labels is None:
-            raise ConfigurationError("the pipeline does not learn: it has no use for labels. Pass a Learner to it.")
-        self._labels.label(index, target)
+        self._teaching.label(index, target)
 
     async def set_frozen(self, is_frozen: bool) -> None:
         """Stop, or go on, learning at one frame boundary; see `Pipeline.freeze`."""
@@ -229,8 +228,14 @@ class Run:
 
     async def send(self, actions: Sequence[Callable[[], T]], *, changes_weights: bool = False) -> list[T]:
         """Have every stage act between the same two frames, and return what the actions returned."""
+        return await self.deliver(Mark(actions, changes_weights=changes_weights))
+
+    async def deliver(self, mark: Mark[T]) -> list[T]:
+        """Put a mark behind the last admitted frame, and return what its actions returned.
+
+        Cancellation: safe; the mark itself goes on.
+        """
         if self.error is None and not self._is_ended:
-            mark: Mark[T] = Mark(actions, changes_weights=changes_weights)
             self._marks[mark] = None
             mark.when_done(partial(self._marks.pop, mark))
             self._admission.send(mark)
@@ -259,15 +264,21 @@ class Run:
         self._is_closing = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.close_timeout_s
+        rest_s = self._options.close_timeout_s
         late: DeadlineExceeded | None = None
         try:
             if not is_abort and self.error is None:
                 late = await self._drain(deadline)
+                # Even when the drain used all the time: what runs now needs a moment to come to its end.
+                rest_s = max(deadline - loop.time(), 0.1 * rest_s)
         finally:
             self._abort(self.error or PipelineNotRunning("the pipeline was left. Await results inside its block."))
-            # Even when the drain used all the time: what runs now needs a moment to come to its end.
-            rest_s = max(deadline - loop.time(), 0.1 * self._options.close_timeout_s)
-            await to_the_end(self._end(rest_s), name="partime closing")
+            try:
+                await to_the_end(self._end(rest_s), name="partime closing")
+            except DeadlineExceeded as stuck:
+                if late is None:
+                    raise
+                late.__cause__ = stuck
         if late is not None:
             raise late
 
@@ -304,6 +315,8 @@ class Run:
         endings = (self._assembly.close(timeout_s), self._end_children(children, timeout_s))
         outcomes = await asyncio.gather(*endings, return_exceptions=True)
         self._is_ended = True
+        self._assembly.frames += self._admission.admitted
+        self._teaching.end()
         for mark in list(self._marks):
             mark.conclude(WorkAborted("the pipeline was left."))
         # Frames between two stages when the tasks ended, and those of a stage that never came to its end.
@@ -345,6 +358,7 @@ class Run:
             feeds=len(self._feeds) - 1,
             stages=tuple(stage.statistics(elapsed_s) for stage in self._stages),
             loop=self._lag.statistics(),
+            learning=self._teaching.statistics(),
         )
 
     def _build_stages(self) -> list[Stage]:
@@ -352,6 +366,7 @@ class Run:
         links: list[Channel[Frame | AnyMark]] = [Channel(self._options.depth or LEAST_DEPTH) for _ in parts[1:]]
         inboxes: list[Inbox] = [self._admission, *links]
         outboxes: list[Channel[Frame | AnyMark] | None] = [*links, None]
+        lessons: list[Lesson | None] = [*self._teaching.lessons] or [None for _ in parts]
         return [
             Stage(
                 part.number,
@@ -366,32 +381,8 @@ class Run:
                 states=part.states,
                 lesson=lesson,
             )
-            for part, inbox, outbox, lesson in zip(parts, inboxes, outboxes, self._build_lessons(), strict=True)
+            for part, inbox, outbox, lesson in zip(parts, inboxes, outboxes, lessons, strict=True)
         ]
-
-    def _build_lessons(self) -> list[Lesson | None]:
-        parts, learner = self._assembly.parts, self._assembly.learner
-        if learner is None:
-            return [None] * len(parts)
-        links = [gradient_link(learner.rule.lag) for _ in parts[1:]]
-        incoming: list[GradientLink | None] = [*links, None]
-        outgoing: list[GradientLink | None] = [None, *links]
-        return [
-            self._lesson(part, learner, taken, given)
-            for part, taken, given in zip(parts, incoming, outgoing, strict=True)
-        ]
-
-    def _lesson(
-        self, part: Part, learner: Learner, incoming: GradientLink | None, outgoing: GradientLink | None
-    ) -> Lesson:
-        assert part.learner is not None
-
-        def stop(error: BaseException) -> None:
-            self.stop(StageError(part.number, part.layers, None, error))
-
-        return Lesson(
-            part.learner, stream=part.stream, lag=learner.rule.lag, incoming=incoming, outgoing=outgoing, on_error=stop
-        )
 
 
 def _on_no_value(action: Callable[[], None]) -> Work:

@@ -18,6 +18,7 @@ from typing import Protocol
 from partime_async.channel import Channel, ChannelStatistics
 from partime_async.devices import DeviceEvent, DeviceStream, Work, ready
 from partime_async.flight import AnyMark, Frame, Mark
+from partime_async.learning import LearningStatistics
 from partime_async.lesson import Lesson
 from partime_async.metrics import Distribution, MovingAverage, Quantiles
 from partime_async.stateful import StateKeeper
@@ -51,6 +52,7 @@ class StageStatistics:
         busy_share: `busy_s` over the seconds since the pipeline started.
         service_s: Distribution of the seconds per frame.
         queue: What waits before it; None for the first stage, which takes from the feeds.
+        learning: What it has learned, in this run and those before; None: it does not.
     """
 
     stage: int
@@ -63,6 +65,7 @@ class StageStatistics:
     busy_share: float
     service_s: Quantiles
     queue: ChannelStatistics | None
+    learning: LearningStatistics | None
 
 
 class Stage:
@@ -156,6 +159,7 @@ class Stage:
             busy_share=busy_s / elapsed_s if elapsed_s > 0 else 0.0,
             service_s=self._service.snapshot(),
             queue=self._inbox.statistics() if isinstance(self._inbox, Channel) else None,
+            learning=self._lesson.learner.statistics() if self._lesson is not None else None,
         )
 
     def _enqueue(self, frame: Frame) -> None:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from partime_async.accounting import FrameCounts
+from partime_async.labels import LabelStatistics
 from partime_async.lag import LagStatistics
+from partime_async.learning import LossStatistics
+from partime_async.learning.skip import SkipStatistics
 from partime_async.metrics import Quantiles
 from partime_async.stage import StageStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class TeachingStatistics:
+    """What a network was taught with since the pipeline started, and how well it predicted.
+
+    Attributes:
+        labels: What became of the targets; None for an unsupervised learner.
+        loss: Of every frame, before anything was learned from it.
+        metrics: The learner's, by name, for every frame with a target, likewise.
+        skip: How one device does that learns from every N-th frame; None: nobody asked for it.
+    """
+
+    labels: LabelStatistics | None
+    loss: LossStatistics
+    metrics: Mapping[str, LossStatistics]
+    skip: SkipStatistics | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +45,7 @@ class PipelineStatistics:
         feeds: How many feeds are open.
         stages: One entry per stage.
         loop: How late the event loop runs.
+        learning: Targets and losses; None: the pipeline does not learn.
     """
 
     elapsed_s: float
@@ -35,3 +57,4 @@ class PipelineStatistics:
     feeds: int
     stages: tuple[StageStatistics, ...]
     loop: LagStatistics
+    learning: TeachingStatistics | None

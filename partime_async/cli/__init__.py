@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from importlib.util import find_spec
 
 from partime_async.errors import MissingDependencyError
 
 __all__ = ["main"]
+
+_OUR_THREADS = ("partime ", "source-", "sink-")
 
 
 def main() -> None:
@@ -19,10 +23,19 @@ def main() -> None:
     # As with `python -m`: a 'module:factory' in the user's folder must be found by the installed script, too.
     if "" not in sys.path:
         sys.path.insert(0, "")
-    from partime_async.cli.app import app
-
+    code: int | str | None = 0
     try:
+        from partime_async.cli.app import app
+
         app(prog_name="partime-async")
-    except KeyboardInterrupt:  # before there was a loop to stop, or in a command that has none
+    except SystemExit as ended:
+        code = ended.code
+    except KeyboardInterrupt:  # before there was a loop that could end, or in a command without one
         sys.stderr.write("interrupted\n")
-        raise SystemExit(130) from None
+        code = 130
+    if any(thread.name.startswith(_OUR_THREADS) for thread in threading.enumerate()):
+        # Something is stuck in native code, in a stage or a driver, and would crash the interpreter on its way out.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+    raise SystemExit(code)

@@ -12,7 +12,7 @@ from partime_async.cli.plan import PlanOptions, show_models, show_plan
 from partime_async.cli.run import run as run_job
 from partime_async.cli.style import errors_told
 from partime_async.errors import ConfigurationError
-from partime_async.feed import Overflow
+from partime_async.feed import FeedOptions, Overflow
 from partime_async.run import OnError
 
 app = typer.Typer(
@@ -76,13 +76,15 @@ def run(
     """
     with errors_told(with_traceback=traceback):
         is_live = realtime or source.partition(":")[0] == "camera"
+        policy = overflow or (Overflow.LATEST if is_live else Overflow.BLOCK)
+        FeedOptions.checked(policy, max_age, 1, 1)  # said before seconds are spent on planning
         options = RunOptions(
             source=source,
             model=model,
             cut=CutOptions.parsed(stages, balance, device or ()),
             size=parse_size(size),
             is_realtime=realtime,
-            overflow=overflow or (Overflow.LATEST if is_live else Overflow.BLOCK),
+            overflow=policy,
             max_age_s=max_age,
             frames=frames,
             output=output,

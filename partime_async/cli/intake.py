@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,6 +19,8 @@ from partime_async.sinks.draw import resized
 from partime_async.sources import AsyncFrames, BlockingSource, UserSource, aiter_frames, open_source
 from partime_async.sources.base import SourcePass, to_value
 from partime_async.sources.open import SourceOptions
+
+_CLOSE_S = 0.5
 
 _STEP = 8
 """Sides chosen here are multiples of this, so that a few pooling layers divide them evenly."""
@@ -52,11 +56,15 @@ async def open_intake(options: RunOptions) -> Intake:
     frames = aiter(opened)
     try:
         first = await anext(frames)
+        # An iterator cannot be asked for its first frame twice.
+        return Intake(opened, _Chained(first, frames), _example(first, options), opened.describe())
     except StopAsyncIteration:
         raise _nothing(opened) from None
-    example = _example(first, options)
-    # An iterator cannot be asked for its first frame twice.
-    return Intake(opened, _Chained(first, frames), example, opened.describe())
+    except BaseException:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await frames.aclose()
+        raise
 
 
 def _open(options: RunOptions) -> Intake | UserSource:
@@ -80,7 +88,7 @@ def _open(options: RunOptions) -> Intake | UserSource:
         described = f"{source.describe()} -> {size[0]}x{size[1]}"
         if options.source.partition(":")[0] == "camera":
             # Not asked of the device, which would then give its pictures in a size that is too small to look at.
-            shrunk = _Shrunk(source, size)
+            shrunk = Shrunk(source, size)
             example = _example(shrunk.resize(first), options)
             return Intake(source, aiter_frames(shrunk), example, described)
         source.close()
@@ -136,7 +144,7 @@ def _example(item: object, options: RunOptions) -> Value:
     tensors = value if isinstance(value, tuple) else (value,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ConfigurationError(
-            f"{options.source} gave a {type(value).__module__}.{type(value).__qualname__}, which is no frame. "
+            f"{options.source} gave a {type(value).__qualname__}, which is no frame. "
             "Let it yield tensors with a batch dimension, tuples of them, or (frame, target) pairs."
         )
     assert isinstance(value, Tensor | tuple)
@@ -171,7 +179,7 @@ class _Chained:
         await self._rest.aclose()
 
 
-class _Shrunk:
+class Shrunk:
     """A source whose frames are resized in the thread that pulls it; the picture for people stays as it is."""
 
     def __init__(self, source: BlockingSource, size: tuple[int, int]) -> None:
@@ -184,11 +192,13 @@ class _Shrunk:
         value = to_value(resized(frame.image, self._size))
         return SourceFrame(value, frame.captured_at, frame.position_s, frame.image)
 
-    def __iter__(self) -> _ShrunkPass:
-        return _ShrunkPass(iter(self._source), self.resize)
+    def __iter__(self) -> ShrunkPass:
+        return ShrunkPass(iter(self._source), self.resize)
 
 
-class _ShrunkPass(Iterator[SourceFrame]):
+class ShrunkPass(Iterator[SourceFrame]):
+    """One pass over a `Shrunk`; see `SourcePass`."""
+
     def __init__(self, frames: SourcePass, resize: Callable[[SourceFrame], SourceFrame]) -> None:
         self._frames = frames
         self._resize = resize

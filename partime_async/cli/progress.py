@@ -164,8 +164,8 @@ def _stage_bars(progress: Progress) -> RenderableType:
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(no_wrap=True, style=LABEL)
     table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    table.add_column(ratio=1, min_width=10)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column(ratio=1)
     table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True, justify="right")
     for stage, share in zip(progress.statistics.stages, progress.busy_shares, strict=True):

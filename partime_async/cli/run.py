@@ -19,7 +19,7 @@ from partime_async.cli.output import ProcessedVideo
 from partime_async.cli.progress import Header
 from partime_async.cli.report import Reporter, reporter
 from partime_async.cli.stream import CutShort, ReportSink, Stream, VideoSink
-from partime_async.cli.style import tell_error
+from partime_async.cli.style import in_one_line, tell_error
 from partime_async.cli.summary import Summary
 from partime_async.errors import ConfigurationError, DeadlineExceeded
 from partime_async.models import build
@@ -27,7 +27,7 @@ from partime_async.offload import in_thread
 from partime_async.pipeline import Pipeline
 from partime_async.sinks import ThreadedSink
 
-_CLOSE_S = 1.0
+_CLOSE_S = 0.7
 """Seconds for a stage to end the frame it is at, when the rest was dropped; likewise for a source."""
 
 _DEFAULT_RATE = 30.0
@@ -54,13 +54,7 @@ def run(options: RunOptions, *, loop: LoopKind | None, is_json: bool, with_trace
             runner.run(job.run())
     except ConfigurationError as error:
         job.error = error
-    code = _told(job, with_traceback=with_traceback)
-    if job.is_stuck:
-        # A thread in the middle of native code could crash the interpreter on its way out.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return _told(job, with_traceback=with_traceback)
 
 
 @dataclass(slots=True)
@@ -72,7 +66,6 @@ class Job:
         stream: What streams; None: the same.
         error: What ended it, if it was not the source.
         written: Frames of the finished video.
-        is_stuck: Whether a thread is left that did not end in time.
     """
 
     options: RunOptions
@@ -82,7 +75,6 @@ class Job:
     stream: Stream | None = None
     error: Exception | None = None
     written: int = 0
-    is_stuck: bool = False
 
     async def run(self) -> None:
         """Do it; what went wrong is in the attributes."""
@@ -126,10 +118,8 @@ class Job:
 
     def _note(self, error: Exception) -> None:
         """Keep the first error: those of closing what is open come from it, or matter less."""
-        if isinstance(error, DeadlineExceeded):
-            self.is_stuck = True
-        is_the_users = isinstance(error, CutShort) or (self.is_stuck and self.interrupt.signal is not None)
-        if self.error is None and not is_the_users:
+        is_impatience = isinstance(error, DeadlineExceeded) and self.interrupt.signal is not None
+        if self.error is None and not is_impatience and not isinstance(error, CutShort):
             self.error = error
 
     def _header(self, pipeline: Pipeline, intake: Intake) -> Header:
@@ -149,11 +139,9 @@ class Job:
         try:
             yield intake
         finally:
-            try:
+            with suppress(TimeoutError):  # a device that stopped delivering; its thread is a daemon
                 async with asyncio.timeout(_CLOSE_S):
                     await intake.frames.aclose()
-            except TimeoutError:
-                self.is_stuck = True
             await in_thread(intake.source.close, name="partime source closing")
 
     @asynccontextmanager
@@ -203,7 +191,6 @@ def _told(job: Job, *, with_traceback: bool) -> int:
         return _reader_gone()
     if job.header is not None and stream is not None and statistics is not None:
         frames = stream.feed.statistics().frames
-        cause = error or stream.failure
         summary = Summary(
             header=job.header,
             statistics=statistics,
@@ -211,7 +198,8 @@ def _told(job: Job, *, with_traceback: bool) -> int:
             output=job.options.output,
             written=job.written,
             is_interrupted=interrupt.signal is not None,
-            error="" if cause is None else " ".join(str(cause).split()),
+            error=in_one_line(error),
+            failure=in_one_line(stream.failure),
         )
         try:
             job.told.finish(summary)

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 
 from partime_async.cli.intake import Intake
 from partime_async.cli.progress import Header, Progress, Recent
-from partime_async.errors import FeedClosed, StageError
+from partime_async.errors import FeedClosed, SourceError, StageError
 from partime_async.feed import Feed
 from partime_async.frame import FrameSpec, SourceFrame, Value
+from partime_async.offload import is_being_cancelled
 from partime_async.pipeline import Pipeline
 from partime_async.sinks import ThreadedSink
 from partime_async.sinks.base import Image
 from partime_async.statistics import PipelineStatistics
 
-DRAIN_S = 0.5
+DRAIN_S = 0.4
 """Seconds for the frames in flight to come out once the user has had enough; then they are dropped."""
 
 VideoSink = ThreadedSink[[Value, Image | None, float | None]]
@@ -53,6 +54,8 @@ class Stream:
     statistics: PipelineStatistics | None = None
     failure: StageError | None = None
     _error: Exception | None = None
+    _is_writing: bool = False
+    _is_cut_short: bool = False
 
     async def run(
         self,
@@ -68,7 +71,7 @@ class Stream:
             video: Gets every result.
             report: Gets a `Progress` now and then.
             interval_s: Seconds between two of them.
-            on_start: Called with what stops the stream: no more frames, and half a second for those in flight.
+            on_start: Called with what stops the stream: no more frames, and a moment for those in flight.
 
         Raises:
             StageError: The pipeline stopped on it.
@@ -84,20 +87,24 @@ class Stream:
                 ticks = tasks.create_task(self._guarded(self._tick(report, interval_s)), name="report")
 
                 def stop() -> None:
-                    pump.cancel()
                     feed.close()
-                    asyncio.get_running_loop().call_later(DRAIN_S, reading.cancel)
+                    pump.cancel()
+                    asyncio.get_running_loop().call_later(DRAIN_S, cut_short)
+
+                def cut_short() -> None:
+                    self._is_cut_short = True
+                    if not self._is_writing:  # what was delivered is also written
+                        reading.cancel()
 
                 on_start(stop)
                 await asyncio.wait([reading, ticks], return_when=asyncio.FIRST_COMPLETED)
-                is_cut_short = reading.cancelled()
+                if reading.cancelled():
+                    self._error = self._error or CutShort()
                 self.statistics = self.pipeline.statistics()
                 for task in (pump, reading, ticks):
                     task.cancel()
             if self._error is not None:
                 raise self._error
-            if is_cut_short:
-                raise CutShort
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         """Keep an error for `run` to raise as it is: out of a task it would come in an exception group."""
@@ -122,6 +129,11 @@ class Stream:
                     break
         except FeedClosed:
             pass  # stopped
+        except asyncio.CancelledError as raised:
+            if is_being_cancelled():
+                raise
+            error = SourceError("the source was cancelled by its own doing. Let it raise another error, or just end.")
+            error.__cause__ = raised
         except Exception as raised:
             error = raised  # the reader gets it, behind the results of the frames before
         finally:
@@ -132,11 +144,12 @@ class Stream:
             if result.error is not None:
                 self.failure = self.failure or result.error
             elif video is not None:
-                frame = result.context
-                if isinstance(frame, SourceFrame):
-                    await video.write(result.output, frame.image, frame.position_s)
-                else:
-                    await video.write(result.output, None, None)
+                frame = result.context if isinstance(result.context, SourceFrame) else SourceFrame(())
+                self._is_writing = True
+                await video.write(result.output, frame.image, frame.position_s)
+                self._is_writing = False
+                if self._is_cut_short:
+                    raise CutShort
 
     async def _tick(self, report: ReportSink, interval_s: float) -> None:
         recent = Recent()

@@ -58,12 +58,18 @@ def tell_error(error: BaseException, *, with_traceback: bool) -> None:
     if with_traceback:
         sys.stderr.write("".join(traceback.format_exception(error)))
     text = Text("error: ", style=BAD)
-    if isinstance(error, PartimeError):
-        text.append(" ".join(str(error).split()), style="red")
-    else:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        text.append(told if with_traceback else f"{told} (--traceback shows where)", style="red")
+    text.append(in_one_line(error), style="red")
+    if not isinstance(error, PartimeError) and not with_traceback:
+        text.append(" (--traceback shows where)", style="red")
     console.print(text)
+
+
+def in_one_line(error: BaseException | None) -> str:
+    """Say what an error is; nothing, if there is none."""
+    if error is None:
+        return ""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, PartimeError) else f"{type(error).__name__}: {words}"
 
 
 @contextmanager

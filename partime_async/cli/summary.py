@@ -27,7 +27,8 @@ class Summary:
         output: The video that was written, or None.
         written: How many frames it has.
         is_interrupted: Whether the user ended it.
-        error: What ended it, or why frames failed; empty if all went well.
+        error: What ended it; empty if nothing did.
+        failure: Why the first frame failed that did; empty if none did.
     """
 
     header: Header
@@ -37,6 +38,7 @@ class Summary:
     written: int
     is_interrupted: bool
     error: str
+    failure: str
 
 
 def summary_values(summary: Summary) -> dict[str, object]:
@@ -52,6 +54,7 @@ def summary_values(summary: Summary) -> dict[str, object]:
         "written": summary.written,
         "interrupted": summary.is_interrupted,
         "error": summary.error or None,
+        "first_failure": summary.failure or None,
     }
 
 
@@ -74,8 +77,8 @@ def summary_view(summary: Summary) -> RenderableType:
         rows.add_row("output", _written(summary))
     if summary.is_interrupted:
         rows.add_row("ended", Text("interrupted", style=WARN))
-    if summary.error:
-        rows.add_row("error", Text(summary.error, style="red"))
+    if summary.failure and not summary.error:  # what ended it comes as the last line, on stderr
+        rows.add_row("first failure", Text(summary.failure, style="red"))
     return Group(rows, Text(), _stages(summary))
 
 

@@ -14,6 +14,11 @@ runs
 and all three are the ordinary training loop for L = 0. The last stage takes the gradient of the loss itself. With a
 label delay D the last stage's loss is that of frame t - D, and every d_h is larger by D.
 
+A gradient may not exist: before the start, without a target, for a frame that failed in a stage that it has to go
+through, while learning is frozen. It travels as an explicit none: no backward pass, no optimiser step. When learning is
+frozen or thawed, or weights are replaced, every frame before that boundary has taught what it could: a stage behind the
+boundary discards gradients of their losses.
+
 Source: PARTIME (arXiv 2210.09147) and Sideways (arXiv 2001.06232) for `current`, PipeDream (arXiv 1806.03377) for
 `stash`, Features Replay (arXiv 1807.04511) for `replay`.
 """

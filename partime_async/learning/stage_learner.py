@@ -1,51 +1,42 @@
 """What one stage does to learn: forward with a graph to come back to, backward with a late gradient, one step.
 
 All of it runs on the stage's device thread, in the order of the frames; see `rule` for the definitions.
+
+A kept graph must find everything as it was, whatever happens meanwhile. So it is given tensors that nobody else writes
+into: leaves that stand in for the weights, copies of the buffers, a copy of the caller's frame and of its target, and
+the last stage hands out a copy of its output.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from partime_async.errors import ConfigurationError, NonFiniteError
+from partime_async.devices.draws import Draws
+from partime_async.errors import NonFiniteError
 from partime_async.frame import Value
+from partime_async.learning.examiner import Examiner
 from partime_async.learning.learner import Learner, NonFinite, Update
+from partime_async.learning.passes import (
+    NONE,
+    Pass,
+    copied,
+    detached,
+    is_differentiable,
+    paired,
+    requiring_grad,
+    tensors_of,
+)
 from partime_async.learning.rule import Graph
+from partime_async.learning.smoothness import SmoothnessMeter
+from partime_async.learning.stand_ins import StandIns
+from partime_async.learning.statistics import LearningStatistics
+from partime_async.learning.stepper import Memory, Stepper
 from partime_async.stateful import stateful_layers, states_of
-
-NONE: tuple[Tensor, ...] = ()
-"""The gradient that does not exist: before the start, without a target, while learning is frozen."""
-
-
-@dataclass(slots=True)
-class _Pass:
-    """A forward pass to come back to.
-
-    Attributes:
-        inputs: What the stage got, as leaves of the graph where there is one.
-        like: The same, as it came.
-        outputs: What it gave, with the graph; without one under `replay`, where the pass is done again.
-        weights: The leaves that stood in for the stage's parameters, by name; None: the parameters themselves.
-        version: Weight version in it.
-        loss: The loss, at the last stage and if it is known already.
-        random_state: The CPU's random state before it, under `replay`.
-        states: What the layers that remember remembered before it, under `replay`.
-    """
-
-    inputs: tuple[Tensor, ...]
-    like: Value
-    outputs: Value
-    weights: dict[str, Tensor] | None
-    version: int
-    loss: Tensor | None
-    random_state: Tensor | None
-    states: tuple[Value | None, ...]
 
 
 class StageLearner:
@@ -56,19 +47,32 @@ class StageLearner:
         module: The stage's layers, on their device; its weights are changed in place.
         stage: Its number, from 0.
         stages: How many there are.
+        draws: The random numbers of its layers; None: they draw none.
+        writes_input: Whether a layer writes into the stage's input.
+        on_fault: Told of every event at which a loss or gradient was not fit to learn from.
 
     Attributes:
-        version: How many optimiser steps the stage has taken.
-        skipped: How many losses or gradients were not finite and taught nothing.
-        discarded: How many gradients arrived and found nothing to go back through.
-        gradient_norm: 2-norm of the latest gradient, before clipping.
+        examiner: Asks for the loss, at the last stage.
+        version: How often the weights have changed: at each optimiser step, and whenever they were replaced.
+        is_frozen: Whether it learns nothing now.
+
+    Raises:
+        ConfigurationError: An optimiser or a scheduler that cannot step by itself.
     """
 
-    def __init__(self, learner: Learner, module: nn.Module, stage: int, stages: int) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        module: nn.Module,
+        stage: int,
+        stages: int,
+        *,
+        draws: Draws | None = None,
+        writes_input: bool = False,
+        on_fault: Callable[[int], None] | None = None,
+    ) -> None:
+        self.examiner = Examiner(learner)
         self.version = 0
-        self.skipped = 0
-        self.discarded = 0
-        self.gradient_norm = 0.0
         self.is_frozen = False
         self._learner = learner
         self._module = module
@@ -77,21 +81,43 @@ class StageLearner:
         self._is_last = stage == stages - 1
         self._graph = learner.rule.graph
         self._delay = learner.rule.delay(stage, stages) + learner.label_delay
-        self._parameters = [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
-        self._slots = [(_owner(module, name), name.rpartition(".")[2]) for name, _ in self._parameters]
-        tensors = [tensor for _, tensor in self._parameters]
-        self._optimizer = learner.optimizer(tensors) if tensors else None
-        self._scheduler = (
-            learner.scheduler(self._optimizer)
-            if learner.scheduler is not None and self._optimizer is not None
-            else None
-        )
-        self._passes: dict[int, _Pass] = {}
-        self._kept_weights: dict[str, Tensor] | None = None
+        self._is_redone = self._graph is Graph.REPLAY and self._delay > 0
+        self._draws = draws
+        self._writes_input = writes_input
+        self._on_fault = on_fault
+        is_mixed = self._graph is Graph.CURRENT
+        self._smoothness = SmoothnessMeter(self._delay, stage=stage if is_mixed else None)
         self._stateful = stateful_layers(module)
+        self._stand_ins = StandIns(module)
+        self._stepper = Stepper(learner, stage, self._stand_ins.trainable)
+        self._updates = 0
+        self._skipped = 0
+        self._restored = 0
+        self._discarded = 0
+        self._passes: dict[int, Pass] = {}
         self._answers: dict[int, Value] = {}
         self._target: Value | None = None
-        self._target_event = -1
+        self._event = -1
+        self._since = 0
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the stage has anything to train."""
+        return bool(self._stand_ins.trainable)
+
+    def statistics(self) -> LearningStatistics:
+        """Return what the stage has learned so far; from any thread."""
+        return LearningStatistics(
+            version=self.version,
+            updates=self._updates,
+            skipped=self._skipped,
+            discarded=self._discarded,
+            gradient_norm=self._stepper.gradient_norm,
+            kept=len(self._passes),
+            is_frozen=self.is_frozen,
+            restored=self._restored,
+            input_change=self._smoothness.change,
+        )
 
     # -- forward --------------------------------------------------------------------------------------------------
 
@@ -105,71 +131,62 @@ class StageLearner:
 
         Returns:
             The stage's output, detached; and the loss of this very frame, at the last stage and without a label delay.
+
+        Raises:
+            ConfigurationError: The loss function is not one.
         """
-        self._target, self._target_event = target, event
+        self._event = event
+        self._target = None if target is None else copied(target, device=self._device_of(value))
+        inputs = tuple(map(self._leaf, tensors_of(value)))
+        is_tuple = not isinstance(value, Tensor)
+        self._smoothness.look(event, inputs)
         if self.is_frozen:
-            with torch.no_grad():
-                frozen: Value = self._module(value)
-                loss = self._own_loss(frozen, target)
-            return frozen, None if loss is None else float(loss)
-        is_redone = self._graph is Graph.REPLAY and self._delay > 0
-        random_state = torch.random.get_rng_state() if is_redone else None
-        states = tuple(layer.state for layer in self._stateful)
-        inputs = tuple(self._leaf(tensor) for tensor in _tensors(value))
-        weights = self._weights_to_keep() if self._graph is Graph.STASH and self._delay else None
-        with torch.set_grad_enabled(not is_redone):
-            outputs = self._run(inputs, weights, like=value)
-            loss = self._own_loss(outputs, target)
-        self._passes[event] = _Pass(inputs, value, outputs, weights, self.version, loss, random_state, states)
-        if self._is_last and self._graph is Graph.CURRENT and self._delay:
-            answers = _detached(outputs)
-            for tensor in _tensors(answers):
-                tensor.requires_grad_(tensor.is_floating_point())
-            self._answers[event] = answers
-        return _detached(outputs), None if loss is None else float(loss.detach())
-
-    def _own_loss(self, outputs: Value, target: Value | None) -> Tensor | None:
-        if not self._is_last or self._learner.label_delay:
-            return None
-        return self._loss(outputs, target)
-
-    def _loss(self, outputs: Value, target: Value | None) -> Tensor | None:
-        if target is None and not self._learner.unsupervised:
-            return None
-        loss = self._learner.loss(outputs) if self._learner.unsupervised else self._learner.loss(outputs, target)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ConfigurationError(f"the loss gave {kind}. Let it return one number, as a tensor.")
-        return loss
-
-    def _run(self, inputs: tuple[Tensor, ...], weights: Mapping[str, Tensor] | None, *, like: Value) -> Value:
-        value = inputs[0] if isinstance(like, Tensor) else inputs
-        if weights is None:
-            output: Value = self._module(value)
-            return output
-        with self._standing_in(weights):
-            replaced: Value = self._module(value)
-        return replaced
-
-    @contextmanager
-    def _standing_in(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Let these leaves be the parameters: a step in place would break the graphs that wait for their gradient."""
-        try:
-            for (name, _), (owner, key) in zip(self._parameters, self._slots, strict=True):
-                owner._parameters[key] = weights[name]  # type: ignore[assignment]
-            yield
-        finally:
-            for (_, parameter), (owner, key) in zip(self._parameters, self._slots, strict=True):
-                owner._parameters[key] = parameter
-
-    def _weights_to_keep(self) -> dict[str, Tensor]:
-        # One copy per version, shared by all frames that used it: none is made while nothing is learned.
-        if self._kept_weights is None:
-            self._kept_weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in self._parameters}
-        return self._kept_weights
+            with torch.no_grad(), self._own_draws():
+                outputs = self._run(inputs, is_tuple=is_tuple)
+                return outputs, self._noted(self._own_loss(outputs), outputs)
+        draws = self._draws.state() if self._draws is not None and self._is_redone else None
+        states = tuple(layer.state for layer in self._stateful) if self._is_redone else ()
+        weights = self._stand_ins.weights() if self._graph is Graph.STASH and self._delay else None
+        undisturbed = nullcontext() if weights is None else self._stand_ins.in_place(weights, keeps_changes=True)
+        with torch.set_grad_enabled(not self._is_redone), self._own_draws(), undisturbed:
+            outputs = self._run(inputs, is_tuple=is_tuple)
+            loss = self._own_loss(outputs)
+        number = self._noted(loss, outputs)
+        kept = None if self._is_redone else outputs
+        self._passes[event] = Pass(inputs, is_tuple, kept, weights, self.version, loss, draws, states)
+        given = copied(outputs) if self._is_last else detached(outputs)
+        if self._is_last and self._delay and self._graph is not Graph.STASH:
+            self._answers[event] = copied(outputs)
+        return given, number
 
     def _leaf(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().requires_grad_(not self._is_first and tensor.is_floating_point())
+        # The frame is the caller's again when its result is there. And memory of a GPU must not be kept beyond the
+        # work on it by a stream that did not allocate it.
+        own = tensor.detach().clone() if self._is_first or not tensor.is_cpu else tensor.detach()
+        return own.requires_grad_(not self._is_first and is_differentiable(tensor) and not self.is_frozen)
+
+    def _run(self, inputs: Sequence[Tensor], *, is_tuple: bool) -> Value:
+        given = tuple(tensor.clone() for tensor in inputs) if self._writes_input else tuple(inputs)
+        output: Value = self._module(given if is_tuple else given[0])
+        return output
+
+    def _own_draws(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._draws is None else self._draws.own()
+
+    def _device_of(self, value: Value) -> torch.device:
+        tensors = [*self._module.parameters(), *tensors_of(value)]
+        return tensors[0].device
+
+    # -- loss -----------------------------------------------------------------------------------------------------
+
+    def _own_loss(self, outputs: Value) -> Tensor | None:
+        """Return the loss of this very frame; None if it is not known yet, or nobody's."""
+        if not self._is_last or self._learner.label_delay:
+            return None
+        return self.examiner.loss(outputs, self._target)
+
+    def _noted(self, loss: Tensor | None, outputs: Value) -> float | None:
+        return self.examiner.note(self._event - self._delay, loss, outputs, self._target) if self._is_last else None
 
     # -- backward -------------------------------------------------------------------------------------------------
 
@@ -186,128 +203,162 @@ class StageLearner:
 
         Raises:
             NonFiniteError: The policy is ``stop``, and a loss or gradient is not finite.
+            ConfigurationError: The loss does not depend on what the network gave.
         """
-        graph_frame = event if self._graph is Graph.CURRENT else event - self._delay
-        passed, older = self._passes.pop(graph_frame, None), self._answers.pop(event - self._delay, None)
-        if passed is None or self.is_frozen:
-            self.discarded += bool(gradient)
+        self._event = event
+        loss_frame = event - self._delay
+        passed = self._passes.pop(event if self._graph is Graph.CURRENT else loss_frame, None)
+        answers = self._answers.pop(loss_frame, None)
+        if passed is None or loss_frame < self._since:
+            self.discard(gradient)
             return NONE
-        if not self._is_last and not gradient:
-            return NONE
-        heads, seeds = self._heads(event, passed, older, gradient)
-        if not heads:
-            return NONE
-        leaves = list(passed.weights.values()) if passed.weights is not None else [t for _, t in self._parameters]
-        sources = [tensor for tensor in passed.inputs if tensor.requires_grad]
-        found = torch.autograd.grad(heads, [*leaves, *sources], seeds, allow_unused=True)
-        if not self._step(found[: len(leaves)], event, graph_frame, passed.version):
-            return NONE
-        emitted = iter(found[len(leaves) :])
-        absent = torch.empty(0)
-        gradients = (next(emitted) if tensor.requires_grad else None for tensor in passed.inputs)
-        return tuple(absent if tensor is None else tensor for tensor in gradients)
-
-    def _heads(
-        self, event: int, passed: _Pass, older: Value | None, gradient: tuple[Tensor, ...]
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Return the tensors to go back from, and the gradient of the loss for each; none of them: nothing to learn."""
-        outputs = self._again(passed) if self._graph is Graph.REPLAY and self._delay else passed.outputs
-        if not self._is_last:
-            pairs = [
-                (output, seed)
-                for output, seed in zip(_tensors(outputs), gradient, strict=True)
-                if output.requires_grad and seed.shape == output.shape
-            ]
-            return [output for output, _ in pairs], [seed for _, seed in pairs]
-        is_older = self._graph is Graph.CURRENT and self._delay > 0
-        answers = older if is_older else outputs
-        if answers is None:
-            return [], []
-        loss = passed.loss if passed.loss is not None else self._loss(answers, self._target_of(event))
-        if loss is None:
-            return [], []
-        if not math.isfinite(float(loss.detach())):
-            self._not_finite(f"the loss of frame {event - self._delay} is {float(loss.detach())}")
-            return [], []
-        if not is_older:
-            return [loss], [None]
-        seeds = torch.autograd.grad(loss, _tensors(answers), allow_unused=True)
-        pairs = [(output, seed) for output, seed in zip(_tensors(outputs), seeds, strict=True) if seed is not None]
-        return [output for output, _ in pairs], [seed for _, seed in pairs]
-
-    def _target_of(self, event: int) -> Value | None:
-        return self._target if self._target_event == event else None
-
-    def _again(self, passed: _Pass) -> Value:
-        """Do a forward pass once more, with the weights of now, and leave statistics and random state as they are."""
-        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
-        random_state = torch.random.get_rng_state()
-        if passed.random_state is not None:
-            torch.random.set_rng_state(passed.random_state)  # dropout draws the same mask
+        with torch.enable_grad():
+            heads, seeds = self._loss_heads(passed, answers) if self._is_last else self._heads(passed, gradient)
         try:
-            with torch.enable_grad(), states_of(self._stateful, passed.states):
-                return self._run(passed.inputs, None, like=passed.like)
+            emitted = self._gone_back(passed, heads, seeds)
+            if emitted is None or not self._stepped(passed, event):
+                return NONE
+            return emitted
         finally:
-            torch.random.set_rng_state(random_state)
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            self._stepper.clear()
 
-    def _step(self, gradients: Sequence[Tensor | None], event: int, graph_frame: int, graph_version: int) -> bool:
-        """Apply the gradients of the parameters; say whether they were fit to be applied, and passed on."""
-        for (_, parameter), gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        present = [gradient for gradient in gradients if gradient is not None]
-        if self._optimizer is None or not present:
+    def _heads(self, passed: Pass, gradient: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Return the outputs to go back from, and the gradient of the loss for each; none: nothing is learned."""
+        if not gradient:
+            return [], []
+        outputs = self._again(passed) if passed.outputs is None else passed.outputs
+        return paired(outputs, [seed if seed.numel() or not seed.dim() else None for seed in gradient])
+
+    def _loss_heads(self, passed: Pass, answers: Value | None) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Return the same at the last stage, where it begins: the loss, or under `current` and late what it gives."""
+        if not self._learner.label_delay:
+            return ([], []) if passed.loss is None or not self._is_fit(passed.loss) else ([passed.loss], [None])
+        if self._target is None or (answers is None and self._graph is Graph.CURRENT):
+            return [], []
+        outputs = self._again(passed) if passed.outputs is None else passed.outputs
+        if answers is not None:
+            answers = requiring_grad(answers)
+        predicted = outputs if answers is None else answers
+        early = self.examiner.loss(predicted, self._target)
+        self._noted(early, predicted)
+        loss = early if self._graph is not Graph.REPLAY else self.examiner.loss(outputs, self._target)
+        if loss is None or not self._is_fit(loss):
+            return [], []
+        if self._graph is not Graph.CURRENT or answers is None:
+            return [loss], [None]
+        leaves = [tensor for tensor in tensors_of(answers) if tensor.requires_grad]
+        found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+        return paired(outputs, [next(found) if tensor.requires_grad else None for tensor in tensors_of(answers)])
+
+    def _is_fit(self, loss: Tensor) -> bool:
+        fault = self.examiner.fault(self._event - self._delay, loss)
+        if fault is not None:
+            self._not_finite(fault)
+        return fault is None
+
+    def _again(self, passed: Pass) -> Value:
+        """Do a forward pass once more, with the weights of now; statistics, states and random numbers stay."""
+        same_draws = nullcontext() if self._draws is None else self._draws.again(passed.draws or {})
+        with same_draws, states_of(self._stateful, passed.states), self._stand_ins.in_place(keeps_changes=False):
+            outputs = self._run(passed.inputs, is_tuple=passed.is_tuple)
+        passed.version = self.version
+        return outputs
+
+    def _gone_back(self, passed: Pass, heads: list[Tensor], seeds: list[Tensor | None]) -> tuple[Tensor, ...] | None:
+        """Go back from the heads, fill the parameters' `.grad`, and return the gradient for each input."""
+        parameters = self._stand_ins.trainable
+        weights: Sequence[Tensor] = parameters if passed.weights is None else passed.weights
+        leaves = [*weights, *(tensor for tensor in passed.inputs if tensor.requires_grad)]
+        if not heads or not leaves:
+            return None
+        # Not autograd.grad: it may give one tensor as the gradient of two leaves, and both are written into later.
+        with torch.autograd.set_multithreading_enabled(False):
+            torch.autograd.backward(heads, seeds, inputs=leaves)
+        if passed.weights is not None:
+            for parameter, leaf in zip(parameters, passed.weights, strict=True):
+                parameter.grad, leaf.grad = leaf.grad, None
+        return tuple(tensor.new_empty(0) if tensor.grad is None else tensor.grad for tensor in passed.inputs)
+
+    def _stepped(self, passed: Pass, event: int) -> bool:
+        """Apply the gradients; say whether they were fit to be applied, and to be passed on."""
+        norm = self._stepper.step()
+        if norm is None:
             return True
-        parameters = [parameter for _, parameter in self._parameters]
-        learner = self._learner
-        if learner.gradient_hook is not None:
-            learner.gradient_hook(self._stage, parameters)
-            present = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(present)
-        self.gradient_norm = float(norm)
-        if not math.isfinite(self.gradient_norm):
-            self._not_finite(f"the gradient of stage {self._stage} at frame {event} has the norm {self.gradient_norm}")
+        if not math.isfinite(norm):
+            self._not_finite(f"the gradient of stage {self._stage} at frame {event} has the norm {norm}")
             return False
-        if learner.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, learner.clip_norm, norm)
-        self._optimizer.step()
-        if self._scheduler is not None:
-            self._scheduler.step()
-        self._kept_weights = None
-        self.version += 1
-        if learner.on_update is not None:
-            loss_frame = event - self._delay
-            learner.on_update(
-                Update(self._stage, event, graph_frame, loss_frame, graph_version, self.version, self.gradient_norm)
+        self._weights_changed()
+        self._updates += 1
+        if self._learner.on_update is not None:
+            graph_frame = event if self._graph is Graph.CURRENT else event - self._delay
+            self._learner.on_update(
+                Update(self._stage, event, graph_frame, event - self._delay, passed.version, self.version, norm)
             )
         return True
 
     def _not_finite(self, what: str) -> None:
-        self.skipped += 1
+        self._skipped += 1
+        if self._on_fault is not None:
+            self._on_fault(self._event)
         if self._learner.non_finite == NonFinite.STOP:
             raise NonFiniteError(f"{what}. Lower the learning rate, clip gradients, or use non_finite='skip'.")
 
+    def discard(self, gradient: Value | None) -> None:
+        """Count a gradient that nothing is learned from."""
+        self._discarded += gradient is not None and len(gradient) > 0
+
     # -- between frames -------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Start with frame 0 of another run; weights, optimiser, counts and whether it is frozen stay."""
+        self.examiner.begin()
+        self._smoothness.begin()
+        self._event = -1
+        self._let_go()
+
     def freeze(self, is_frozen: bool) -> None:
-        """Stop, or go on, learning from the next frame on; what is kept of earlier frames is let go."""
-        self.is_frozen = is_frozen
-        self._passes.clear()
-        self._answers.clear()
+        """Stop, or go on, learning from the next frame on; without effect if it is so already."""
+        if is_frozen != self.is_frozen:
+            self.is_frozen = is_frozen
+            self._let_go()
 
     def weights_replaced(self) -> None:
-        """Take note that the parameters have other values now."""
-        self._kept_weights = None
+        """Take note that the parameters have other values now: gradients of the old ones are let go."""
+        self._weights_changed()
+        self._let_go()
 
+    def memory(self) -> Memory:
+        """Return a copy of what the optimiser and the schedule remember."""
+        return self._stepper.memory()
 
-def _owner(module: nn.Module, name: str) -> nn.Module:
-    return module.get_submodule(name.rpartition(".")[0])
+    def rehearse(self, memory: Memory) -> None:
+        """Raise what `resume` would raise, and change nothing; from any thread."""
+        self._stepper.rehearse(memory)
 
+    @property
+    def kinds(self) -> tuple[str | None, str | None]:
+        """The names of the optimiser's and the schedule's classes; None: there is no such thing."""
+        return self._stepper.kinds
 
-def _tensors(value: Value) -> tuple[Tensor, ...]:
-    return (value,) if isinstance(value, Tensor) else value
+    def put_back(self, memory: Memory) -> None:
+        """Take note that the parameters have the values of an earlier time, which this is the memory of."""
+        self._stepper.restore(memory)
+        self.weights_replaced()
+        self._restored += 1
 
+    def resume(self, memory: Memory, *, version: int, updates: int) -> None:
+        """Take note that the parameters were learned elsewhere, in so many steps: go on as if it had been here."""
+        self._stepper.restore(memory)
+        self.weights_replaced()
+        self.version, self._updates = version, updates
 
-def _detached(value: Value) -> Value:
-    return value.detach() if isinstance(value, Tensor) else tuple(tensor.detach() for tensor in value)
+    def _let_go(self) -> None:
+        """Have no frame up to now teach any more."""
+        self._passes.clear()
+        self._answers.clear()
+        self._target = None
+        self._since = self._event + 1
+
+    def _weights_changed(self) -> None:
+        self.version += 1
+        self._stand_ins.weights_changed()

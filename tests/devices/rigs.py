@@ -59,7 +59,7 @@ class Rig:
         """Let a stream begin work that goes on until the returned function is called (simulated: for its time)."""
         if self.is_simulated:
             stream.enqueue(lambda value: value, ready(()))
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
             return lambda: None
         is_running, may_end = threading.Event(), threading.Event()
 
@@ -72,6 +72,10 @@ class Rig:
         self.releases.append(may_end.set)
         await asyncio.to_thread(is_running.wait, TIMEOUT_S)
         return may_end.set
+
+    def open_slow(self, name: str = "stage") -> DeviceStream:
+        """Open a stream that, once occupied, is so for longer than the loop is ever away."""
+        return self.open(name, SimulatedDevice(0.1) if self.is_simulated else None)
 
     def open_stuck(self) -> DeviceStream:
         """Open a stream whose work, once occupied, takes longer than any test."""

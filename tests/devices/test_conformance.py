@@ -61,7 +61,7 @@ async def test_stream_many_jobs_run_one_after_the_other(rig: Rig) -> None:
 
 async def test_source_on_another_stream_is_waited_for(rig: Rig) -> None:
     """A stream works on a value only when the stream before has made it, though both were enqueued at once."""
-    first, second = rig.open("stage first"), rig.open("stage second")
+    first, second = rig.open_slow("stage first"), rig.open("stage second")
     release = await rig.occupy(first)
     made = first.enqueue(add_one, ready(torch.tensor(1.0)))
     used = second.enqueue(add_one, made, to_host=True)

@@ -19,7 +19,7 @@ from tests.devices.rigs import TIMEOUT_S, Rig, add_one, announced, completed, te
 
 async def test_abort_fails_only_what_has_not_started(rig: Rig) -> None:
     """What runs runs on; all behind it, and all that comes later, fails with WorkAborted of this stream."""
-    stream = rig.open()
+    stream = rig.open_slow()
     seen: list[DeviceEvent] = []
     release = await rig.occupy(stream)
     waiting = [stream.enqueue(add_one, ready(torch.ones(1)), seen.append) for _ in range(3)]
@@ -71,7 +71,7 @@ async def test_aclose_leaves_no_thread(rig: Rig) -> None:
 
 async def test_aclose_twice_or_at_once_is_one(rig: Rig) -> None:
     """Closing again, and closing while closing, waits for the same end."""
-    stream = rig.open()
+    stream = rig.open_slow()
     release = await rig.occupy(stream)
     closings = [asyncio.create_task(stream.aclose(TIMEOUT_S)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -82,7 +82,7 @@ async def test_aclose_twice_or_at_once_is_one(rig: Rig) -> None:
 
 async def test_aclose_cancelled_can_be_called_again(rig: Rig) -> None:
     """A cancelled close has not broken the stream: the next one ends it."""
-    stream = rig.open()
+    stream = rig.open_slow()
     release = await rig.occupy(stream)
     closing = asyncio.create_task(stream.aclose(TIMEOUT_S))
     await asyncio.sleep(0)

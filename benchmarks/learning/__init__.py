@@ -1,0 +1,1 @@
+"""What learning is worth and what it costs: quality, throughput, simulated period, memory."""

@@ -1,0 +1,78 @@
+"""A forward pass that a late gradient comes back to, and what is done with the values in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from partime_async.frame import Value
+
+NONE: tuple[Tensor, ...] = ()
+"""The gradient that does not exist: before the start, without a target, while learning is frozen."""
+
+
+@dataclass(slots=True)
+class Pass:
+    """A forward pass to come back to.
+
+    Attributes:
+        inputs: What the stage got, as leaves of the graph where there is one.
+        is_tuple: Whether it got them as a tuple.
+        outputs: What it gave, with the graph; None under `replay`, where the pass is done again.
+        weights: The leaves that stood in for the stage's parameters; None: the parameters themselves.
+        version: Weight version in it.
+        loss: The loss, at the last stage and if it is known already.
+        draws: Where the stage's random numbers were before it, under `replay`.
+        states: What the layers that remember remembered before it, under `replay`.
+    """
+
+    inputs: tuple[Tensor, ...]
+    is_tuple: bool
+    outputs: Value | None
+    weights: list[Tensor] | None
+    version: int
+    loss: Tensor | None
+    draws: Mapping[torch.device, Tensor] | None
+    states: tuple[Value | None, ...]
+
+
+def paired(outputs: Value, seeds: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Return the outputs that have a gradient to go back with, and these gradients."""
+    pairs = [
+        (output, seed)
+        for output, seed in zip(tensors_of(outputs), seeds, strict=True)
+        if output.requires_grad and seed is not None
+    ]
+    return [output for output, _ in pairs], [seed for _, seed in pairs]
+
+
+def tensors_of(value: Value) -> tuple[Tensor, ...]:
+    """Return the tensors of a value."""
+    return (value,) if isinstance(value, Tensor) else value
+
+
+def _like(value: Value, tensors: Sequence[Tensor]) -> Value:
+    return tensors[0] if isinstance(value, Tensor) else tuple(tensors)
+
+
+def detached(value: Value) -> Value:
+    """Return the value without its graph, in the same memory."""
+    return _like(value, [tensor.detach() for tensor in tensors_of(value)])
+
+
+def copied(value: Value, *, device: torch.device | None = None) -> Value:
+    """Return the value without its graph, in memory of its own."""
+    return _like(value, [tensor.detach().to(device or tensor.device, copy=True) for tensor in tensors_of(value)])
+
+
+def requiring_grad(value: Value) -> Value:
+    """Return the value as leaves of a new graph."""
+    return _like(value, [tensor.detach().requires_grad_(is_differentiable(tensor)) for tensor in tensors_of(value)])
+
+
+def is_differentiable(tensor: Tensor) -> bool:
+    """Whether a tensor of this type can have a gradient."""
+    return tensor.is_floating_point() or tensor.is_complex()

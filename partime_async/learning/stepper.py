@@ -1,0 +1,151 @@
+"""One stage's optimiser: hook, norm, clipping, step and schedule, in this order."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from partime_async.errors import ConfigurationError
+from partime_async.learning.learner import Learner
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What an optimiser and its schedule remember: their state dictionaries; None: there is no such thing."""
+
+    optimizer: dict[str, object] | None
+    scheduler: dict[str, object] | None
+
+
+class Stepper:
+    """Applies the gradients of a stage.
+
+    Args:
+        learner: The options.
+        stage: Number of the stage, from 0.
+        parameters: What it trains; without any, nothing is ever applied.
+
+    Attributes:
+        gradient_norm: 2-norm of the latest gradient, before clipping.
+
+    Raises:
+        ConfigurationError: An optimiser that needs a closure, or a scheduler that needs a metric.
+    """
+
+    def __init__(self, learner: Learner, stage: int, parameters: Sequence[nn.Parameter]) -> None:
+        self.gradient_norm = 0.0
+        self._learner = learner
+        self._hook = learner.gradient_hook
+        self._clip_norm = learner.clip_norm
+        self._stage = stage
+        self._parameters = list(parameters)
+        self._optimizer, self._scheduler = self._made(self._parameters)
+
+    def step(self) -> float | None:
+        """Apply the parameters' `.grad`.
+
+        Returns:
+            Its 2-norm, before clipping: if it is not finite, nothing was applied. None: there was no gradient.
+        """
+        if self._optimizer is None or not self._gradients():
+            return None
+        if self._hook is not None:
+            self._hook(self._stage, self._parameters)
+        gradients = self._gradients()
+        if not gradients:
+            return None
+        total = nn.utils.get_total_norm([_values(gradient) for gradient in gradients])
+        # On a GPU this waits for the device: whether the gradient is finite decides the step.
+        self.gradient_norm = norm = float(total)
+        if not math.isfinite(norm):
+            return norm
+        if self._clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, total)
+        self._optimizer.step()
+        if self._scheduler is not None:
+            self._scheduler.step()
+        return norm
+
+    def memory(self) -> Memory:
+        """Return a copy of what the optimiser and the schedule remember."""
+        optimizer, scheduler = self._optimizer, self._scheduler
+        return Memory(
+            None if optimizer is None else copy.deepcopy(optimizer.state_dict()),
+            None if scheduler is None else copy.deepcopy(scheduler.state_dict()),
+        )
+
+    def restore(self, memory: Memory) -> None:
+        """Remember this, as `memory` returned it, instead."""
+        _recall(self._optimizer, self._scheduler, memory)
+
+    def rehearse(self, memory: Memory) -> None:
+        """Raise what `restore` would raise, and change nothing."""
+        stand_ins = [nn.Parameter(torch.zeros_like(parameter)) for parameter in self._parameters]
+        _recall(*self._made(stand_ins), memory)
+
+    @property
+    def kinds(self) -> tuple[str | None, str | None]:
+        """The names of the optimiser's and the schedule's classes; None: there is no such thing."""
+        return _kind(self._optimizer), _kind(self._scheduler)
+
+    def clear(self) -> None:
+        """Let go of the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _made(self, parameters: Sequence[nn.Parameter]) -> tuple[Optimizer | None, LRScheduler | None]:
+        if not parameters:
+            return None, None
+        optimizer = self._learner.optimizer(parameters)
+        _check_steps_alone(optimizer, "optimizer")
+        if self._learner.scheduler is None:
+            return optimizer, None
+        scheduler = self._learner.scheduler(optimizer)
+        _check_steps_alone(scheduler, "scheduler")
+        return optimizer, scheduler
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+
+
+def _recall(optimizer: Optimizer | None, scheduler: LRScheduler | None, memory: Memory) -> None:
+    # Copies: both would keep, and write into, what they are given.
+    if optimizer is not None and memory.optimizer is not None:
+        optimizer.load_state_dict(copy.deepcopy(memory.optimizer))
+    if scheduler is not None and memory.scheduler is not None:
+        scheduler.load_state_dict(copy.deepcopy(memory.scheduler))
+
+
+def _kind(made: Optimizer | LRScheduler | None) -> str | None:
+    return None if made is None else f"{type(made).__module__}.{type(made).__qualname__}"
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _check_steps_alone(made: Optimizer | LRScheduler, label: str) -> None:
+    kind = Optimizer if label == "optimizer" else LRScheduler
+    if not isinstance(made, kind):
+        raise ConfigurationError(
+            f"the learner's {label} made a {type(made).__name__}. Let it make one of torch.optim, such as "
+            "functools.partial(torch.optim.SGD, lr=0.01)."
+        )
+    needed = [
+        name
+        for name, parameter in inspect.signature(made.step).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if needed:
+        raise ConfigurationError(
+            f"{type(made).__name__} cannot be used here: its step needs {', '.join(needed)}, and a stage has only its "
+            f"gradient. Use a {label} whose step needs nothing."
+        )
