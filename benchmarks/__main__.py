@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import hop, latency, machine, memory, scaling, throughput, throughput_cuda
+from benchmarks.learning import catalogue
 from benchmarks.readme import replace_table
 from benchmarks.record import BenchmarkError, Report
 from benchmarks.rounds import say
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "latency": Benchmark("from a frame's arrival to its result", latency.run, latency.tables),
     "memory": Benchmark("a million frames, a slow consumer", memory.run, memory.tables),
     "hop": Benchmark("what the parts of a hop cost", hop.run, hop.tables),
+    **catalogue.BENCHMARKS,
 }
 ON_CUDA = {
     "throughput": Benchmark("frames/s of stages on one GPU", throughput_cuda.run, throughput_cuda.tables),

@@ -80,7 +80,9 @@ class Part:
             capture: See `DeviceStream.prepare`.
         """
         given = _copied(example)
-        self.work, output = self.stream.prepare(self.module, example, capture=capture)
+        # A recording holds the tensors, but not what a module keeps beside them, and a new state may replace both.
+        has_extra_state = not all(isinstance(item, Tensor) for item in self.module.state_dict().values())
+        self.work, output = self.stream.prepare(self.module, example, capture=capture and not has_extra_state)
         if not self._is_known:
             drawing = drawing_layers(self.module, given)
             self.draws = Draws(self.module, drawing, self.number) if drawing else None

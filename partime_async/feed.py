@@ -25,7 +25,7 @@ from partime_async.errors import (
     PipelineNotRunning,
 )
 from partime_async.flight import Frame
-from partime_async.frame import FrameSpec, Result, Value
+from partime_async.frame import FrameSpec, Result, Value, check_target
 
 
 class Overflow(StrEnum):
@@ -367,6 +367,8 @@ class Feed:
         number = self.accounts.offer()
         try:
             self._spec.check(value)
+            if target is not None:
+                check_target(target)
             captured = self._now() if captured_at is None else _checked_time(captured_at)
         except FrameError:
             self.accounts.drop_waiting(DropCause.INVALID)

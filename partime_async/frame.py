@@ -139,6 +139,19 @@ class FrameSpec:
         return f"a tuple ({described})" if self.is_tuple else f"a tensor {described}"
 
 
+def check_target(target: object) -> None:
+    """Refuse a target that is no value: which shape it has is between the network and the loss.
+
+    Raises:
+        FrameError: The caller's target is neither a tensor nor a flat tuple of tensors.
+    """
+    parts = target if isinstance(target, tuple) else (target,)
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        raise FrameError(
+            f"the target is {_kind(target)}. Pass a tensor, or a tuple of tensors; a label is torch.tensor([label])."
+        )
+
+
 def _described(shape: torch.Size, dtype: torch.dtype) -> str:
     return f"{tuple(shape)} of {str(dtype).removeprefix('torch.')}"
 

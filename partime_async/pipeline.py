@@ -179,11 +179,13 @@ class Pipeline:
 
         Args:
             index: `Result.index` of the frame.
-            target: What the network should have said.
+            target: What the network should have said. It belongs to the pipeline until its frame was learned from: do
+                not write into it.
 
         Raises:
             LabelError: It comes too late, or no such frame was admitted; it is counted as refused.
-            ConfigurationError: The pipeline does not learn.
+            FrameError: The target is neither a tensor nor a tuple of tensors.
+            ConfigurationError: The pipeline does not learn, or its learner is unsupervised.
         """
         self._run.label(index, target)
 

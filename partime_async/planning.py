@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -32,6 +33,7 @@ from partime_async.partition.balance import balance as balanced
 from partime_async.partition.balance import check_balance
 from partime_async.partition.layers import LayerChain, chain
 from partime_async.partition.plan import Plan, choose
+from partime_async.partition.probe import fresh, undisturbed
 from partime_async.partition.profile import Profile, profile
 
 _PROFILE_S = 0.3
@@ -292,7 +294,11 @@ class _Contestant:
 
 def _raced(plans: Sequence[Plan], layers: LayerChain, devices: Sequence[Device], request: Request) -> list[Plan]:
     """Run the candidates in turns, so that what else the machine does hits all alike, and order them by the result."""
-    outcomes = asyncio.run(_race(plans, layers, {device.name: device for device in devices}, request))
+    by_name = {device.name: device for device in devices}
+    touched = dict.fromkeys(device.torch_device for device in devices)
+    # On a thread of its own, as the caller's may have a loop that runs already.
+    with undisturbed([*touched], skipped=0), ThreadPoolExecutor(1, "partime race") as thread:
+        outcomes = thread.submit(lambda: asyncio.run(_race(plans, layers, by_name, request))).result()
     outcomes.sort(key=lambda plan: plan.stages)
     best, *others = outcomes
     for rival in others:
@@ -332,8 +338,13 @@ async def _race(plans: Sequence[Plan], layers: LayerChain, devices: dict[str, De
 def _make_ready(contestant: _Contestant, layers: LayerChain, request: Request) -> None:
     # The frames of a race must leave no trace in BatchNorm statistics and the like: they run through a copy.
     scratch = layers.copy()
-    value = request.example
+    value = fresh(request.example)
     spans = itertools.pairwise((0, *itertools.accumulate(contestant.plan.balance)))
     for stream, (start, stop) in zip(contestant.streams, spans, strict=True):
         work, value = stream.prepare(scratch.slice(start, stop), value, capture=request.capture)
-        contestant.works.append(work)
+        # The example is the caller's own: a layer that writes into its input gets a copy of it.
+        contestant.works.append(_on_a_copy(work) if start == 0 and layers.mutates_input else work)
+
+
+def _on_a_copy(work: Work) -> Work:
+    return lambda value: work(fresh(value))

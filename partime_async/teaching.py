@@ -7,7 +7,7 @@ from collections.abc import Callable
 from partime_async.assembly import Assembly, Part
 from partime_async.errors import ConfigurationError, NonFiniteError, StageError
 from partime_async.flight import Frame
-from partime_async.frame import Value
+from partime_async.frame import Value, check_target
 from partime_async.labels import LabelBook
 from partime_async.learning import Learner
 from partime_async.lesson import GradientLink, Lesson, gradient_link
@@ -49,6 +49,7 @@ class Teaching:
                 "the pipeline has no use for labels: it does not learn, or its learner is unsupervised. "
                 "Pass a Learner whose loss takes a target."
             )
+        check_target(target)
         self._labels.label(index, target)
 
     def end(self) -> None:

@@ -85,7 +85,6 @@ def _put_nowait(channel: Channel[int]) -> None:
 
 
 _LOSES_ITS_PLACE = pytest.mark.xfail(reason="a waiter that was overtaken waits again behind all others")
-_IS_PASSED_OVER = pytest.mark.xfail(reason="a cancelled waiter that a wake-up passed over raises ValueError")
 
 
 GETTER_WAKERS: list[Callable[[Channel[int]], object]] = [_put_nowait, Channel.close]
@@ -98,7 +97,6 @@ PUTTER_WAKERS: list[Callable[[Channel[int]], object]] = [
 
 
 @pytest.mark.parametrize("wake", GETTER_WAKERS)
-@_IS_PASSED_OVER
 async def test_get_cancelled_before_its_wake_up_is_cancelled(wake: Callable[[Channel[int]], object]) -> None:
     """A get that is cancelled, and woken before it could notice, raises CancelledError and takes nothing."""
     channel: Channel[int] = Channel(1)
@@ -124,7 +122,6 @@ async def test_get_cancelled_after_its_wake_up_takes_nothing(wake: Callable[[Cha
 
 
 @pytest.mark.parametrize("wake", PUTTER_WAKERS)
-@_IS_PASSED_OVER
 async def test_put_cancelled_before_its_wake_up_is_cancelled(wake: Callable[[Channel[int]], object]) -> None:
     """A put that is cancelled, and woken before it could notice, raises CancelledError and puts nothing."""
     channel: Channel[int] = Channel(1)
@@ -187,7 +184,6 @@ async def test_put_overtaken_keeps_its_place() -> None:
     assert channel.peek() == 1
 
 
-@_IS_PASSED_OVER
 @pytest.mark.parametrize("seed", range(12))
 async def test_storm_of_tasks_and_cancellations_loses_nothing_and_leaves_nobody_waiting(seed: int) -> None:
     """Whatever is started, cancelled and taken in one step: every item is accounted for, and no wake-up is lost."""

@@ -1,18 +1,19 @@
 """What a rule keeps until the gradients are there: counted stage by stage, and seen as memory of the process.
 
-Counted right behind a stage's forward pass, when it keeps the most. Per stage h with a delay of d_h frames the
-definitions ask for
+Counted right behind a stage's forward pass, when it keeps the most. The definitions ask, of stage h with a delay of d_h
+frames, for
 
     exact      1 graph
     current    1 graph
     stash      d_h + 1 graphs, and d_h versions of the weights beside the newest
-    replay     d_h + 1 inputs, the newest frame's among them
+    replay     d_h + 1 inputs, the newest frame's among them; 1 graph where d_h is 0
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,10 +27,10 @@ from benchmarks.learning import charts
 from benchmarks.learning.kept import storages
 from benchmarks.machine import resident_bytes
 from benchmarks.nets import Net
-from benchmarks.record import Measurement, Report, Round
+from benchmarks.record import Measurement, Report, Round, Sample
 from benchmarks.rounds import Pace, interleave, say
 from benchmarks.settings import Outcome, Settings
-from benchmarks.summary import table
+from benchmarks.summary import short, table
 from benchmarks.workers import Contestant, Worker
 from partime_async.learning import StageLearner, rules
 from partime_async.partition.balance import balance as balanced
@@ -43,11 +44,11 @@ RULES = {
     "partime": rules.partime(),
 }
 STAGES = (2, 4, 8)
-RESIDENT = "of the process, 4 stages"
+RESIDENT = "resident"
 
-_CONV_64 = nets.CONV_64
-_NETS = (_CONV_64, nets.MLP_256)
+_NETS = (nets.CONV_64, nets.MLP_256)
 _RESIDENT_STAGES = 4
+_FRAMES, _QUICK_FRAMES = 60, 10
 _RATE = 1e-4
 # What other programs do changes no figure here: no round is disturbed.
 _PACE = Pace(generations=1, rounds=1, extra=0, seconds=0.0, most_foreign_share=100.0)
@@ -114,7 +115,8 @@ def _cut(module: nn.Sequential, stages: int) -> list[nn.Sequential]:
     costs = [[float(any(True for _ in layer.parameters())) for layer in module]] * stages
     sizes = balanced(costs, [[0.0] * len(module)] * stages)
     ends = [sum(sizes[: stage + 1]) for stage in range(stages)]
-    return [module[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    layers = list(module)
+    return [nn.Sequential(*layers[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
 
 
 def predicted(exact: Sequence[Kept], parts: Sequence[nn.Module], inputs: Sequence[int], rule: pa.UpdateRule) -> int:
@@ -163,3 +165,117 @@ def counted(net: Net, stages: int) -> dict[str, Measurement]:
             {"stage_bytes": [float(stage.activations + stage.weights) for stage in kept]},
         )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSpec:
+    """A pipeline that learns, in a process of its own.
+
+    Attributes:
+        net: What learns.
+        rule: Name of the update rule.
+        frames: How many it learns from.
+    """
+
+    net: Net
+    rule: str
+    frames: int
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Contestant]:
+        """Build the network; the rest is what is measured."""
+        torch.set_num_threads(1)
+        yield _Resident(self)
+
+
+class _Resident:
+    def __init__(self, spec: PipelineSpec) -> None:
+        self.facts: Mapping[str, str] = {}
+        self._spec = spec
+
+    async def run(self, seconds: float) -> Measurement:
+        spec = self._spec
+        await _resident(nets.TINY, RULES[spec.rule], _QUICK_FRAMES)  # what is imported and allocated only once
+        before = resident_bytes()
+        resident = await _resident(spec.net, RULES[spec.rule], spec.frames)
+        return Measurement({"resident_bytes": max(resident) - before}, {"resident_bytes": resident})
+
+
+async def _resident(net: Net, rule: pa.UpdateRule, frames: int) -> list[float]:
+    """Let a network learn from a few frames, and return the memory of the process at each."""
+    module, frame = net.module().train(), net.frames()[0]
+    learner = pa.Learner(functional.mse_loss, partial(torch.optim.SGD, lr=_RATE), rule=rule)
+    with torch.no_grad():
+        target = torch.rand(module(frame).shape)
+    balance = [len(part) for part in _cut(module, _RESIDENT_STAGES)]
+    async with pa.Pipeline(module, frame, balance=balance, devices=["cpu"], learner=learner) as pipeline:
+        return [float(resident_bytes()) async for _result in pipeline.stream([(frame, target)] * frames)]
+
+
+def run(settings: Settings) -> Outcome:
+    """Count for every net and number of stages, then look at processes."""
+    quick = settings.is_quick
+    rounds: list[Round] = []
+    torch.set_num_threads(1)
+    for net in (nets.TINY,) if quick else _NETS:
+        for stages in STAGES[: 1 if quick else None]:
+            say(f"learning-memory: {net.name}, {stages} stages")
+            samples = {rule: Sample(found, 0.0, None) for rule, found in counted(net, stages).items()}
+            rounds.append(Round(net.name, _condition(stages), 0, 0, os.getloadavg()[0], False, samples))
+    net, frames = (nets.TINY, _QUICK_FRAMES) if quick else (nets.CONV_64, _FRAMES)
+    with ExitStack() as stack:
+        # Memory that one rule gave back would serve the next: a process for each, unless it is only to be seen to run.
+        shared = stack.enter_context(Worker()) if quick else None
+        workers = {rule: shared or stack.enter_context(Worker()) for rule in RULES}
+        for rule, worker in workers.items():
+            worker.open(rule, PipelineSpec(net, rule, frames))
+        rounds += interleave(workers, _PACE, group=net.name, condition=RESIDENT)
+    return Outcome({"frames": frames, "resident_stages": _RESIDENT_STAGES}, rounds)
+
+
+def _condition(stages: int) -> str:
+    return f"{stages} stages"
+
+
+def tables(report: Report) -> str:
+    """Return the tables, and draw the chart."""
+    places = [(each.group, each.condition) for each in report.rounds if each.condition != RESIDENT]
+    kept = table(
+        ["kept, MB (by the definition)", *RULES],
+        [
+            [f"{net}, {stages}", *(_kept_cell(report.of(net, stages)[0], rule) for rule in RULES)]
+            for net, stages in places
+        ],
+    )
+    resident = next(each for each in report.rounds if each.condition == RESIDENT)
+    processes = table(
+        ["memory of a process, MB above its start", *RULES],
+        [
+            [
+                f"{resident.group}, {report.settings['resident_stages']} stages",
+                *(short(resident.figure(rule, "resident_bytes") / 1e6) for rule in RULES),
+            ]
+        ],
+    )
+    return f"{kept}\n\n{processes}\n\n{_chart(report, places[0][0])}"
+
+
+def _kept_cell(each: Round, rule: str) -> str:
+    kept = each.figure(rule, "activation_bytes") + each.figure(rule, "weight_bytes")
+    return f"{short(kept / 1e6)} ({short(each.figure(rule, 'predicted_bytes') / 1e6)})"
+
+
+def _chart(report: Report, net: str) -> str:
+    rounds = [each for each in report.rounds if each.group == net and each.condition != RESIDENT]
+    return charts.bars(
+        report,
+        "memory.png",
+        f"Kept until the gradients are there: {net}. Lines: by the definition",
+        groups=[each.condition for each in rounds],
+        heights={
+            rule: [(each.figure(rule, "activation_bytes") + each.figure(rule, "weight_bytes")) / 1e6 for each in rounds]
+            for rule in RULES
+        },
+        lines={rule: [each.figure(rule, "predicted_bytes") / 1e6 for each in rounds] for rule in RULES},
+        unit="MB",
+    )

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from partime_async.cli.doctor import show_doctor
+from partime_async.cli.evaluate import evaluate as compare_rules
+from partime_async.cli.lessons import LearnOptions
 from partime_async.cli.options import CutOptions, LoopKind, RunOptions, SizeRule, parse_shape, parse_size
 from partime_async.cli.plan import PlanOptions, show_models, show_plan
 from partime_async.cli.run import run as run_job
@@ -62,6 +64,22 @@ def run(
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the processed video: .mp4, .mkv, ...")
     ] = None,
+    learn: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="Learn while running: next-frame, itself, or given (by the source)."),
+    ] = None,
+    loss: Annotated[str, typer.Option(metavar="NAME", help="mse, l1, huber or cross-entropy.")] = "mse",
+    optimizer: Annotated[
+        str, typer.Option(metavar="NAME:K=V,...", help="sgd, adam, adamw or rmsprop, with torch's own options.")
+    ] = "sgd:lr=0.01",
+    rule: Annotated[
+        str, typer.Option(metavar="RULE", help="pipedream, partime, replay, exact, or a graph and a lag: stash:2.")
+    ] = "pipedream",
+    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Clip each stage's gradient to this norm.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Begin with these weights; optimisers start afresh.")
+    ] = None,
+    save: Annotated[str | None, typer.Option(metavar="FILE", help="Keep the weights in the end: .safetensors.")] = None,
     seed: Annotated[int, typer.Option(help="Of the network's weights and of the scene.")] = 0,
     on_error: Annotated[OnError, typer.Option(help="What a frame that fails in the network does.")] = (
         OnError.FAIL_FRAME
@@ -90,9 +108,55 @@ def run(
             output=output,
             seed=seed,
             on_error=on_error,
+            learning=None if learn is None else LearnOptions.parsed(learn, loss, optimizer, rule, clip),
+            weights=weights,
+            save=save,
         )
         code = run_job(options, loop=loop, is_json=as_json, with_traceback=traceback)
     raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[
+        str, typer.Argument(help="A video file, scene, or your own 'module:callable': the same frames every time.")
+    ] = "scene",
+    model: Model = "conv-a",
+    stages: Annotated[int, typer.Option("--stages", "-s", min=1, help="How many stages learn.")] = 4,
+    size: Annotated[str, typer.Option(metavar="WxH|auto|source", help="Of the frames.")] = "32x32",
+    frames: Annotated[int, typer.Option("--frames", "-n", min=2, help="How many to learn from.")] = 300,
+    learn: Annotated[str, typer.Option(metavar="WHAT", help="next-frame, itself, or given.")] = "next-frame",
+    loss: Annotated[str, typer.Option(metavar="NAME", help="mse, l1, huber or cross-entropy.")] = "mse",
+    optimizer: Annotated[
+        str, typer.Option(metavar="NAME:K=V,...", help="sgd, adam, adamw or rmsprop, with torch's own options.")
+    ] = "sgd:lr=0.01",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", metavar="RULE", help="To compare; repeat it. Also skip: every N-th frame only."),
+    ] = None,
+    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Clip each stage's gradient to this norm.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Draw the curves: .png.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the network's weights and of the scene.")] = 0,
+    as_json: AsJson = False,
+    traceback: WithTraceback = False,
+) -> None:
+    """Learn from the same stream by several update rules, and compare the losses."""
+    with errors_told(with_traceback=traceback):
+        options = RunOptions(
+            source=source,
+            model=model,
+            cut=CutOptions.parsed(str(stages), None, ()),
+            size=parse_size(size),
+            is_realtime=False,
+            overflow=Overflow.BLOCK,
+            max_age_s=None,
+            frames=frames,
+            output=output,
+            seed=seed,
+            on_error=OnError.STOP,
+            learning=LearnOptions.parsed(learn, loss, optimizer, "exact", clip),
+        )
+        compare_rules(options, rule or ["exact", "pipedream", "partime", "replay", "skip"], is_json=as_json)
 
 
 @app.command()

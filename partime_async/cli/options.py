@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from partime_async.cli.lessons import LearnOptions
 from partime_async.errors import ConfigurationError
 from partime_async.feed import Overflow
 from partime_async.run import OnError
@@ -71,6 +72,9 @@ class RunOptions:
     output: str | None
     seed: int
     on_error: OnError
+    learning: LearnOptions | None = None
+    weights: str | None = None
+    save: str | None = None
 
 
 def parse_size(text: str) -> Size:

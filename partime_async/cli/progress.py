@@ -13,10 +13,11 @@ from rich.text import Text
 
 from partime_async.accounting import FrameCounts
 from partime_async.cli.style import ACCENT, BAD, LABEL, WARN, causes, counted, duration, rate
+from partime_async.learning.statistics import LossStatistics
 from partime_async.metrics import Quantiles
 from partime_async.partition.plan import Plan
 from partime_async.stage import StageStatistics
-from partime_async.statistics import PipelineStatistics
+from partime_async.statistics import PipelineStatistics, TeachingStatistics
 
 _WINDOW_S = 2.0
 
@@ -88,6 +89,8 @@ def live_view(header: Header, progress: Progress) -> RenderableType:
     figures.add_row("in flight", _in_flight(statistics))
     figures.add_row("dropped", _dropped(statistics.frames))
     figures.add_row("loop lag", _lag(statistics))
+    if statistics.learning is not None:
+        figures.add_row("loss", Text(loss_words(statistics.learning), style="bold"))
     return Group(title(header), _frames_bar(header, statistics), figures, _stage_bars(progress), Text())
 
 
@@ -154,6 +157,17 @@ def lag_words(statistics: PipelineStatistics) -> str:
     return f"p50 {duration(lag.p50)}   p99 {duration(lag.p99)}   max {duration(lag.max)}{fault}"
 
 
+def loss_words(learning: TeachingStatistics) -> str:
+    """Say how the loss goes."""
+    loss = learning.loss
+    if not loss.count:
+        return "-"
+    skipped = (
+        "" if learning.labels is None or not learning.labels.missing else f"   no target {learning.labels.missing}"
+    )
+    return f"recent {loss.recent:.4g}   mean {loss.mean:.4g}   of {counted(loss.count, 'frame')}{skipped}"
+
+
 def layers_of(stage: StageStatistics) -> str:
     """Name the first and the last layer of a stage."""
     first, last = stage.layers
@@ -196,6 +210,11 @@ def line(header: Header, progress: Progress) -> str:
         *([f"failed {frames.failed}"] if frames.failed else []),
         "busy " + " ".join(f"{share:.0%}" for share in progress.busy_shares),
         f"loop lag p99 {duration(statistics.loop.lag_s.p99)}",
+        *(
+            [f"loss {statistics.learning.loss.recent:.4g}"]
+            if statistics.learning and statistics.learning.loss.count
+            else []
+        ),
     ]
     return "  ".join(parts)
 
@@ -210,6 +229,7 @@ def statistics_values(statistics: PipelineStatistics) -> dict[str, object]:
         "age_s": asdict(statistics.age_s),
         "window": statistics.window,
         "stages": [_stage_values(stage) for stage in statistics.stages],
+        "learning": None if statistics.learning is None else _learning_values(statistics.learning),
         "loop": {"lag_s": asdict(statistics.loop.lag_s), "worst_stage": statistics.loop.worst_stage},
     }
 
@@ -229,6 +249,20 @@ def frames_values(frames: FrameCounts) -> dict[str, object]:
 
 def _stage_values(stage: StageStatistics) -> dict[str, object]:
     return asdict(stage) | {"layers": list(stage.layers)}
+
+
+def _learning_values(learning: TeachingStatistics) -> dict[str, object]:
+    return {
+        "loss": _measure_values(learning.loss),
+        "metrics": {name: _measure_values(measure) for name, measure in learning.metrics.items()},
+        "labels": None if learning.labels is None else asdict(learning.labels),
+    }
+
+
+def _measure_values(measure: LossStatistics) -> dict[str, object]:
+    return {
+        name: None if isinstance(item, float) and math.isnan(item) else item for name, item in asdict(measure).items()
+    }
 
 
 def plan_values(plan: Plan) -> dict[str, object]:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -96,15 +96,20 @@ class Job:
                 stages=options.cut.stages,
                 balance=options.cut.balance,
                 devices=options.cut.devices,
+                learner=None if options.learning is None else options.learning.learner,
                 on_error=options.on_error,
                 close_timeout_s=_CLOSE_S,
             )
             async with self._video(intake) as video:
                 await report.write("planning and warming up")
                 async with pipeline:
+                    if options.weights is not None:
+                        await pipeline.load(options.weights, weights_only=True)
                     self.header = self._header(pipeline, intake)
                     await report.write(self.header)
                     await self._stream(pipeline, intake, video, report)
+                    if options.save is not None:
+                        await pipeline.save(options.save)
 
     async def _stream(self, pipeline: Pipeline, intake: Intake, video: VideoSink | None, report: ReportSink) -> None:
         options = self.options
@@ -136,6 +141,8 @@ class Job:
     @asynccontextmanager
     async def _intake(self) -> AsyncIterator[Intake]:
         intake = await open_intake(self.options)
+        if self.options.learning is not None:
+            intake = replace(intake, frames=self.options.learning.taught(intake.frames))
         try:
             yield intake
         finally:

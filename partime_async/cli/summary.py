@@ -9,7 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from partime_async.accounting import FrameCounts
-from partime_async.cli.progress import Header, frames_values, lag_words, layers_of, plan_values, statistics_values
+from partime_async.cli.progress import (
+    Header,
+    frames_values,
+    lag_words,
+    layers_of,
+    loss_words,
+    plan_values,
+    statistics_values,
+)
 from partime_async.cli.style import BAD, GOOD, LABEL, WARN, causes, counted, duration, rate
 from partime_async.metrics import Quantiles
 from partime_async.partition.plan import Plan
@@ -73,6 +81,8 @@ def summary_view(summary: Summary) -> RenderableType:
     rows.add_row("latency", quantile_words(statistics.latency_s))
     rows.add_row("age", quantile_words(statistics.age_s))
     rows.add_row("loop lag", lag_words(statistics))
+    if statistics.learning is not None:
+        rows.add_row("loss", Text(loss_words(statistics.learning), style="bold"))
     if summary.output is not None:
         rows.add_row("output", _written(summary))
     if summary.is_interrupted:

@@ -89,7 +89,7 @@ def test_run_that_is_interrupted_sums_up_and_finishes_its_video(
     seconds = interrupt(process)
     summary = json.loads(process.stdout.read().splitlines()[-1])
     assert process.returncode == 130
-    assert seconds < 5.0  # two on a machine that has nothing else to do
+    assert seconds < 15.0  # two where nothing else is running
     assert summary["interrupted"] is True
     assert summary["error"] is None
     frames = assert_adds_up(summary["frames"])
@@ -103,7 +103,7 @@ def test_run_that_is_interrupted_in_a_stage_that_sleeps_does_not_wait_for_it(com
     assert process.stdout is not None
     for expected in ("start", "progress"):
         assert json.loads(process.stdout.readline())["type"] == expected
-    assert interrupt(process) < 5.0
+    assert interrupt(process) < 15.0
     summary = json.loads(process.stdout.read().splitlines()[-1])
     assert process.returncode == 130
     frames = assert_adds_up(summary["frames"])
@@ -122,7 +122,7 @@ def test_run_that_is_interrupted_before_its_first_frame_ends_at_once(
     process = command("run", *arguments)
     assert process.stderr is not None
     assert process.stderr.readline() == "waiting\n"
-    assert interrupt(process) < 5.0
+    assert interrupt(process) < 15.0
     assert process.returncode == 130
     assert process.stderr.read().startswith("interrupted")
 

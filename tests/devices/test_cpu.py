@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from partime_async.clock import MonotonicClock
 from partime_async.devices import CpuDevice, DeviceEvent, DeviceStream, Notifier, ready
+from partime_async.errors import ConfigurationError
 from partime_async.frame import Value
 from tests.devices.cuda_networks import streams_on
 from tests.devices.rigs import TIMEOUT_S, completed, tensor_of, value_of
@@ -190,3 +191,10 @@ async def test_event_many_waiters_are_all_let_go() -> None:
 def test_device_lanes_can_be_stated() -> None:
     """Who knows better than the number of cores can say so."""
     assert CpuDevice(lanes=7).lanes == 7
+
+
+@pytest.mark.parametrize("options", [{"lanes": 0}, {"lanes": -1}, {"niceness": -1}, {"niceness": 20}])
+def test_device_option_out_of_range_is_refused(options: dict[str, int]) -> None:
+    """A device with no lanes, or with a niceness that Linux has not got, is an error that states the value."""
+    with pytest.raises(ConfigurationError, match=f"{next(iter(options))} is {next(iter(options.values()))}"):
+        CpuDevice(**options)
