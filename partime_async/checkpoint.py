@@ -148,6 +148,7 @@ class _Encoder:
     def __init__(self, path: str, tensors: dict[str, Tensor]) -> None:
         self._path = path
         self._tensors = tensors
+        self._storages: set[int] = set()
 
     def stage(self, number: int, stage: StageRecord) -> Json:
         """Return a stage's record as JSON."""
@@ -191,7 +192,10 @@ class _Encoder:
             raise CheckpointError(
                 self._path, f"{name.removeprefix(_PREFIX)} is a sparse or quantized tensor. Make it a dense one."
             )
-        return tensor.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        is_shared = storage in self._storages  # which a file does not tell, and the format refuses
+        self._storages.add(storage)
+        return tensor.contiguous().clone() if is_shared else tensor.contiguous()
 
     def _key(self, key: object, name: str) -> Json:
         if type(key) in (int, str):

@@ -85,7 +85,8 @@ class Feed:
     Leaving the block normally finishes what was put, within the pipeline's `close_timeout_s`; leaving it by an
     exception drops what has not started.
 
-    A frame belongs to the pipeline from `put` to its result: do not write into it in between.
+    A frame and its target belong to the pipeline from `put` to the frame's result, and a target that waits for a later
+    event, under a `label_delay`, until then: do not write into them in between.
     """
 
     def __init__(
@@ -185,7 +186,11 @@ class Feed:
             self._settle()
             raise
         if result.error is not None:
-            raise result.error
+            try:
+                raise result.error
+            finally:
+                # The error keeps this frame: a cycle would hold its tensors until the collector comes by.
+                del result, entry
         self.accounts.deliver(self._now() - result.captured_at)
         self._settle()
         return result

@@ -80,7 +80,10 @@ class Result:
             StageError: The frame failed; `error` says where and why.
         """
         if self.error is not None:
-            raise self.error
+            try:
+                raise self.error
+            finally:
+                del self  # the error keeps this frame: a cycle would hold its tensors until it is found
         assert self.value is not None
         return self.value
 

@@ -40,6 +40,10 @@ class Pipeline:
     Guarantees: results equal the module's own, bit for bit on the CPU; results of a feed come in the order of
     admission; every frame offered is counted exactly once (`statistics`); no computation runs on the event loop.
 
+    Random numbers that layers draw, such as dropout in training mode, come from a generator of each stage's own, which
+    starts from the state of PyTorch's default one on entering and leaves that alone: one state gives one run, whatever
+    the timing and whoever else draws. One stage draws what the module itself would; several draw other numbers.
+
     Args:
         module: `nn.Sequential`, or any feed-forward module that `torch.fx` can trace. Never changed. Its training or
             evaluation mode is kept.
@@ -221,6 +225,9 @@ class Pipeline:
 
     async def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replace all weights and buffers between two frames, the same two in every stage.
+
+        A learner's optimisers go on with what they know; gradients on their way belong to the old weights and are let
+        go.
 
         Args:
             state: The module's own keys; all of them.

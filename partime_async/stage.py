@@ -104,6 +104,7 @@ class Stage:
         self.layers = layers
         self.device = device
         self.stream = stream
+        self._prepared_s = stream.busy_s  # warming up is no work on frames
         self.weight_version = 0
         self._work = work
         self._depth = LEAST_DEPTH if depth is None else depth
@@ -147,7 +148,7 @@ class Stage:
 
     def statistics(self, elapsed_s: float) -> StageStatistics:
         """Return what the stage has done in the `elapsed_s` seconds since the pipeline started."""
-        busy_s = self.stream.busy_s
+        busy_s = self.stream.busy_s - self._prepared_s
         return StageStatistics(
             stage=self.number,
             device=self.device,

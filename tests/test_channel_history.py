@@ -105,7 +105,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule()
     def put_nowait(self) -> None:
         """Somebody puts at once, or is refused."""
-        if self.model.is_closed or len(self.model.items) == self.model.capacity:
+        if self.model.is_closed or len(self.model.items) >= self.model.capacity:
             with pytest.raises(ChannelClosed if self.model.is_closed else ChannelFull):
                 self.channel.put_nowait(self.made)
         else:
@@ -154,6 +154,13 @@ class ChannelMachine(RuleBasedStateMachine):
         self._compare()
         assert waiter.task.cancelled()
 
+    @rule(capacity=st.integers(1, 5))
+    def resize(self, capacity: int) -> None:
+        """More or fewer items may wait; those that are there stay, and those who wait for room come in."""
+        self.channel.resize(capacity)
+        self.model.capacity = capacity
+        self._compare()
+
     @rule()
     def close(self) -> None:
         """The channel closes: whoever waits is told."""
@@ -171,7 +178,9 @@ class ChannelMachine(RuleBasedStateMachine):
     def looks_the_same(self) -> None:
         """What can be seen of the channel is what the model says."""
         assert len(self.channel) == len(self.model.items)
-        assert self.channel.is_full == (len(self.model.items) == self.model.capacity)
+        assert self.channel.is_full == (len(self.model.items) >= self.model.capacity)
+        assert self.channel.capacity == self.model.capacity
+        assert self.channel.getters == len(self.model.getters)
         assert self.channel.peek() == (self.model.items[0] if self.model.items else None)
         assert self.channel.statistics() == ChannelStatistics(
             self.model.capacity, len(self.model.items), self.model.peak, self.model.passed

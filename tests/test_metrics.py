@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 
@@ -53,6 +54,18 @@ def test_quantile_does_not_depend_on_the_order_of_records(
 ) -> None:
     """Only what was recorded counts, not when."""
     assert filled(early + late).quantile(fraction) == filled(late + early).quantile(fraction)
+
+
+@_UNHURRIED
+@given(st.lists(DURATIONS, max_size=100), st.lists(DURATIONS, max_size=100))
+def test_add_of_another_distribution_is_as_if_it_had_been_recorded_here(ours: list[float], theirs: list[float]) -> None:
+    """Adding distributions gives the one of all their durations."""
+    total, other = filled(ours), filled(theirs)
+    total.add(other)
+    found, expected = total.snapshot(), filled(ours + theirs).snapshot()
+    assert found.mean == pytest.approx(expected.mean)
+    assert dataclasses.replace(found, mean=0.0) == dataclasses.replace(expected, mean=0.0)
+    assert other.snapshot() == filled(theirs).snapshot()
 
 
 def test_snapshot_of_nothing_is_zero() -> None:

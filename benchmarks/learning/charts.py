@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HERE = Path(__file__).parent
-_ROOT = _HERE.parent.parent
+ROOT = _HERE.parent.parent
 _COLOURS = {
     "exact": "#222222",
     "pipedream": "#1f77b4",
@@ -118,8 +118,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _saved(figure: Figure, report: Report, name: str, title: str) -> str:
-    folder = _ROOT / "out" / "benchmarks" if report.settings["is_quick"] else _HERE
+    folder = ROOT / "out" / "benchmarks" if report.settings["is_quick"] else _HERE
     folder.mkdir(parents=True, exist_ok=True)
     # Nothing of the time and the program goes into the file: it changes when the figures do.
     figure.savefig(folder / name, dpi=_DPI, metadata={"Software": None})
-    return f"![{title}]({(folder / name).relative_to(_ROOT).as_posix()})"
+    return f"![{title}]({(folder / name).relative_to(ROOT).as_posix()})"

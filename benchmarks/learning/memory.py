@@ -76,7 +76,7 @@ class _Classroom:
         self._target = torch.rand(module(self._frame).shape)
         self._lag = rule.lag
         learner = pa.Learner(functional.mse_loss, partial(torch.optim.SGD, lr=_RATE), rule=rule)
-        self.parts = _cut(module, stages)
+        self.parts = cut(module, stages)
         self.learners = [StageLearner(learner, part, number, stages) for number, part in enumerate(self.parts)]
         self._gradients: list[list[tuple[Tensor, ...]]] = [[] for _ in self.parts]
 
@@ -110,8 +110,8 @@ def _kept(learner: StageLearner, part: nn.Module) -> Kept:
     return Kept(activations, sum(size for place, size in weights.items() if place not in own))
 
 
-def _cut(module: nn.Sequential, stages: int) -> list[nn.Sequential]:
-    """Cut into stages of about as many trained layers each."""
+def cut(module: nn.Sequential, stages: int) -> list[nn.Sequential]:
+    """Cut a network into stages of about as many trained layers each."""
     costs = [[float(any(True for _ in layer.parameters())) for layer in module]] * stages
     sizes = balanced(costs, [[0.0] * len(module)] * stages)
     ends = [sum(sizes[: stage + 1]) for stage in range(stages)]
@@ -207,7 +207,7 @@ async def _resident(net: Net, rule: pa.UpdateRule, frames: int) -> list[float]:
     learner = pa.Learner(functional.mse_loss, partial(torch.optim.SGD, lr=_RATE), rule=rule)
     with torch.no_grad():
         target = torch.rand(module(frame).shape)
-    balance = [len(part) for part in _cut(module, _RESIDENT_STAGES)]
+    balance = [len(part) for part in cut(module, _RESIDENT_STAGES)]
     async with pa.Pipeline(module, frame, balance=balance, devices=["cpu"], learner=learner) as pipeline:
         return [float(resident_bytes()) async for _result in pipeline.stream([(frame, target)] * frames)]
 

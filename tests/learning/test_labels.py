@@ -201,6 +201,20 @@ async def test_label_without_a_use_for_it_is_refused() -> None:
                 await pipeline.label(result.index, frames[0])
 
 
+@pytest.mark.parametrize("target", [3, [torch.ones(1)], (torch.ones(1), 2), ()], ids=repr)
+async def test_target_that_is_no_tensor_is_refused_where_it_enters(target: pa.Value) -> None:
+    """With the frame or as a label: it never comes to a stage, and the frame is counted as invalid."""
+    frames, _ = lessons(1)
+    learner = pa.Learner(mse, SGD, label_delay=5)
+    async with pa.Pipeline(blocks(1), frames[0], stages=1, learner=learner) as pipeline:
+        with pytest.raises(pa.FrameError, match="the target is a"):
+            await pipeline.process(frames[0], target)
+        assert pipeline.statistics().frames.dropped == {"invalid": 1}
+        result = await pipeline.process(frames[0])
+        with pytest.raises(pa.FrameError, match="the target is a"):
+            await pipeline.label(result.index, target)
+
+
 async def test_caller_who_reuses_its_tensors_behind_the_result_changes_nothing() -> None:
     """Once a result is there, its frame, target and output are the caller's: the passes that are kept have copies."""
     frames, targets = lessons(12, missing=0.0)
