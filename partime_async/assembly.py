@@ -148,7 +148,8 @@ class Assembly:
         self.parts: list[Part] = []
         self._chain = chain
         self._original = original
-        self._faults = None if learner is None else FaultBook(learner.rule, len(plan.balance))
+        restores = learner is not None and learner.non_finite == NonFinite.RESTORE
+        self._faults = FaultBook(learner.rule, len(plan.balance)) if learner is not None and restores else None
         self._example = example
         # A recording has no graph to go back through.
         self._capture = capture and learner is None
@@ -201,6 +202,9 @@ class Assembly:
         finally:
             for part in self.parts:
                 part.states.clear()
+                if part.learner is not None:
+                    part.learner.examiner.on_loss = None
+            self.skip = None
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of all weights and buffers, with the module's own keys; only while closed."""
@@ -271,7 +275,7 @@ class Assembly:
                 writes_input=part.number == 0 and self._chain.mutates_input,
                 on_fault=None if self._faults is None else self._faults.note,
             )
-            if learner.non_finite == NonFinite.RESTORE and self._faults is not None:
+            if self._faults is not None:
                 part.recovery = Recovery(
                     part.learner,
                     part.module,

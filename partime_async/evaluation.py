@@ -63,7 +63,7 @@ class Original:
         """Return a module with these values, which must belong to nobody else; on the CPU, in the original's mode."""
         # A weight that stands in several places is one in the copy, too. Those of a class of its own are copied by it.
         memo: dict[int, object] = {
-            id(weight): nn.Parameter(contents.state[name].contiguous(), requires_grad=weight.requires_grad)
+            id(weight): nn.Parameter(contents.state[name], requires_grad=weight.requires_grad)
             for name, weight in self._module.named_parameters()
             if type(weight) is nn.Parameter
         }

@@ -180,6 +180,7 @@ class Stage:
         is_last = self._outbox is None
 
         def complete(event: DeviceEvent) -> None:
+            event.on_complete = None  # it keeps the frame, which keeps the event: tensors would wait for the collector
             self._complete(event)
             if is_last:
                 self._on_frame(frame)

@@ -42,7 +42,7 @@ class Weights:
     async def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replace all weights and buffers."""
         await self._at_a_boundary(self._assembly.replacements(state), changes_weights=True)
-        self._tell_skip(state)
+        await self._tell_skip(state)
 
     async def evaluate(self, function: Callable[[nn.Module], T], *, threads: int) -> T:
         """Return what a function returns for a copy of the module."""
@@ -77,7 +77,7 @@ class Weights:
             actions = [_resuming(action, stage, part) for action, stage, part in learnings]
         _, frames = await self._at_a_boundary(actions, changes_weights=True)
         self._assembly.frames += checkpoint.frames - frames
-        self._tell_skip(checkpoint.weights)
+        await self._tell_skip(checkpoint.weights)
 
     async def _at_a_boundary(
         self, actions: Sequence[Callable[[], T]], *, changes_weights: bool = False
@@ -90,9 +90,9 @@ class Weights:
         results = await self._run.deliver(mark)
         return results, self._assembly.frames + mark.boundary
 
-    def _tell_skip(self, state: Mapping[str, Tensor]) -> None:
+    async def _tell_skip(self, state: Mapping[str, Tensor]) -> None:
         if self._run is not None and self._assembly.skip is not None:
-            self._assembly.skip.restart(state)
+            await self._assembly.skip.restart(state)
 
 
 def _recording(part: Part) -> Callable[[], tuple[Contents, StageRecord | None]]:

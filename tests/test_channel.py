@@ -184,6 +184,24 @@ async def test_put_overtaken_keeps_its_place() -> None:
     assert channel.peek() == 1
 
 
+@_LOSES_ITS_PLACE
+async def test_put_waiting_for_more_than_one_to_leave_keeps_its_place() -> None:
+    """In a channel that was made smaller than what it holds, the first put to wait is the first to come in."""
+    channel: Channel[int] = Channel(2)
+    channel.put_nowait(0)
+    channel.put_nowait(0)
+    channel.resize(1)
+    tasks = [await begun(channel.put(1)), await begun(channel.put(2))]
+    channel.get_nowait()
+    await settled()
+    channel.get_nowait()
+    await settled()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert channel.peek() == 1
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_storm_of_tasks_and_cancellations_loses_nothing_and_leaves_nobody_waiting(seed: int) -> None:
     """Whatever is started, cancelled and taken in one step: every item is accounted for, and no wake-up is lost."""

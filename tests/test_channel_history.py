@@ -76,8 +76,8 @@ class ChannelMachine(RuleBasedStateMachine):
         for task in waiting:
             task.cancel()
         self._settle()
-        assert all(task.cancelled() for task in waiting)
         self.loop.close()
+        assert all(task.cancelled() for task in waiting)
 
     @rule()
     def put(self) -> None:
@@ -154,9 +154,10 @@ class ChannelMachine(RuleBasedStateMachine):
         self._compare()
         assert waiter.task.cancelled()
 
-    @rule(capacity=st.integers(1, 5))
-    def resize(self, capacity: int) -> None:
-        """More or fewer items may wait; those that are there stay, and those who wait for room come in."""
+    @rule(room=st.integers(0, 3))
+    def resize(self, room: int) -> None:
+        """More or fewer items may wait; those who wait for room come in."""
+        capacity = max(1, len(self.model.items) + room)
         self.channel.resize(capacity)
         self.model.capacity = capacity
         self._compare()

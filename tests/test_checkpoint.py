@@ -95,8 +95,11 @@ def header_of(path: Path) -> dict[str, object]:
     return header
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("rule", [pa.rules.pipedream(), pa.rules.partime()], ids=str)
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [*((name, pa.rules.pipedream()) for name in OPTIMIZERS), ("adam", pa.rules.partime()), ("adam", pa.rules.replay())],
+    ids=str,
+)
 async def test_learning_goes_on_from_a_file_bit_for_bit(name: str, rule: pa.UpdateRule, tmp_path: Path) -> None:
     """A fresh pipeline that loads the file does what the one that wrote it does when it is entered again."""
     path = tmp_path / "net.safetensors"

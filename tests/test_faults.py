@@ -340,15 +340,21 @@ async def test_source_that_is_full_under_fail_ends_with_feed_full() -> None:
 # -- targets, contexts, marks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [None, torch.ones(1), (torch.ones(1), torch.ones(2)), 5, "label", {"any": "thing"}])
-async def test_target_of_any_kind_passes_a_pipeline_that_does_not_learn(target: object) -> None:
-    """Without a learner, targets are the caller's own affair, as contexts are."""
+@pytest.mark.parametrize("target", [None, torch.ones(1), torch.ones(2, 3).int(), (torch.ones(1), torch.ones(2))])
+async def test_target_of_any_shape_passes_a_pipeline_that_does_not_learn(target: pa.Value | None) -> None:
+    """Without a learner, what a target looks like is the caller's own affair; there is no loss."""
     async with _pipeline() as pipeline:
-        context = object()
-        result = await pipeline.process(GOOD, target, context=context)  # type: ignore[arg-type]
-        assert result.context is context
-        assert result.loss is None
+        assert (await pipeline.process(GOOD, target)).loss is None
         assert len(await _all(pipeline.stream([(GOOD, target)] * 3))) == 3
+
+
+@pytest.mark.parametrize("context", [None, 5, "label", object(), {"any": ["thing"]}, torch.ones(3), ValueError("odd")])
+async def test_context_of_any_kind_comes_back_as_it_is(context: object) -> None:
+    """What the caller gives along comes back, the very object, looked at by nobody; also if the frame fails."""
+    async with _pipeline() as pipeline, pipeline.feed() as feed:
+        assert (await pipeline.process(GOOD, context=context)).context is context
+        await feed.put(command(100.0), context=context)
+        assert (await anext(feed)).context is context
 
 
 async def test_pipeline_of_tuples_tells_frames_from_pairs() -> None:

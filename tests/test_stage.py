@@ -16,7 +16,7 @@ from partime_async.devices import CpuDevice, DeviceEvent, DeviceStream, Notifier
 from partime_async.errors import WorkAborted
 from partime_async.flight import AnyMark, Frame, Mark
 from partime_async.frame import Value
-from partime_async.stage import MOST_DEPTH, Stage, StageStatistics
+from partime_async.stage import MOST_DEPTH, Inbox, Stage, StageStatistics
 from partime_async.stateful import StateKeeper
 from tests.bench import FRAME, Bench, steps
 
@@ -26,6 +26,24 @@ SERVICE_S = 0.01
 def _plus_one(value: Value) -> Value:
     assert isinstance(value, Tensor)
     return value + 1.0
+
+
+class Entrance:
+    """Where the first stage takes from, as from the pipeline's admission: no channel of its own."""
+
+    def __init__(self) -> None:
+        self._items: Channel[Frame | AnyMark] = Channel(1000)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put_nowait(self, item: Frame | AnyMark) -> None:
+        """Put one in."""
+        self._items.put_nowait(item)
+
+    async def get(self) -> Frame | AnyMark:
+        """Wait for the next one."""
+        return await self._items.get()
 
 
 class Line:
@@ -40,12 +58,13 @@ class Line:
         service_s: float = SERVICE_S,
         work: Callable[[Value], Value] = _plus_one,
     ) -> None:
-        self.inbox: Channel[Frame | AnyMark] = Channel(1000)
+        self.inbox = Entrance()
         self.done: list[Frame] = []
         self.streams: list[DeviceStream] = []
         self.stages: list[Stage] = []
-        links = [self.inbox, *(Channel[Frame | AnyMark](capacity) for _ in range(stages - 1))]
-        for number, inbox in enumerate(links):
+        links = [Channel[Frame | AnyMark](capacity) for _ in range(stages - 1)]
+        inboxes: list[Inbox] = [self.inbox, *links]
+        for number, inbox in enumerate(inboxes):
             stream = pa.SimulatedDevice(service_s).open_stream(
                 f"stage {number}", notifier=Notifier(asyncio.get_running_loop()), clock=LoopClock()
             )
@@ -59,7 +78,7 @@ class Line:
                     work=work,
                     depth=depth,
                     inbox=inbox,
-                    outbox=links[number + 1] if number + 1 < stages else None,
+                    outbox=links[number] if number + 1 < stages else None,
                     on_frame=self.done.append,
                     states=StateKeeper(nn.Identity()),
                 )
@@ -138,6 +157,19 @@ async def test_stage_without_a_depth_runs_further_ahead_the_shorter_its_work() -
         assert line.stages[0].statistics(1.0).enqueued == expected
         await asyncio.sleep(60 * service_s)
         await line.end()
+
+
+@pytest.mark.looptime
+async def test_link_to_an_adaptive_stage_holds_as_many_frames_as_it_runs_ahead() -> None:
+    """The channel in front of a stage without a depth grows and shrinks with what the stage has enqueued."""
+    line = Line(stages=2, depth=None, service_s=0.0005)
+    for _ in range(30):
+        line.put(1)
+        await asyncio.sleep(0.001)
+    queue = line.stages[1].statistics(1.0).queue
+    assert queue is not None
+    assert queue.capacity == 4
+    await line.end()
 
 
 @pytest.mark.looptime

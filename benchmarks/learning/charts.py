@@ -55,6 +55,8 @@ def _losses(axes: Axes, report: Report, course: str, order: str) -> None:
         share = [100.0 * (number + 0.5) / len(points) for number in range(len(points))]
         axes.plot(share, points, label=rule, color=colour, linewidth=1.9 if rule in ("exact", "pipedream") else 1.1)
     axes.set_yscale("log")
+    # One that diverges leaves the picture, and the others stay to be seen.
+    axes.set_ylim(top=_HIGHEST * max(median_series(rounds, "exact")))
     axes.set_title(f"{course}: {order}", fontsize=9)
     axes.set_xlabel("stream seen, %", fontsize=8)
     axes.set_ylabel("loss before learning", fontsize=8)

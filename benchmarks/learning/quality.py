@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from benchmarks.learning import charts
 from benchmarks.learning.courses import COURSES, DIGITS, SENSOR, VIDEO, Course
-from benchmarks.learning.trial import EXACT, PIPEDREAM, RULES, SKIP, TUNING_SEED, Study, Task
+from benchmarks.learning.trial import EXACT, HOPELESS, PIPEDREAM, RULES, SKIP, TUNING_SEED, Study, Task
 from benchmarks.machine import usable_cores
 from benchmarks.record import Report, Round, Sample
 from benchmarks.rounds import say
@@ -113,13 +113,15 @@ def _losses(report: Report, course: str, order: str) -> list[str]:
         _label(course, order),
         "" if is_labelled else short(Spread.over(rounds, figure(EXACT, "naive")).median),
         short(Spread.over(rounds, figure(EXACT, LOSS)).median),
-        *(
-            Spread.over(rounds, ratio(rule, EXACT, LOSS)).cell(at_most=target if rule == PIPEDREAM else None)
-            for rule in RULES
-            if rule != EXACT
-        ),
-        Spread.over(rounds, ratio(PIPEDREAM, SKIP, LOSS)).cell(at_most=1.0),
+        *(_ratio(rounds, rule, EXACT, at_most=target if rule == PIPEDREAM else None) for rule in RULES if rule != EXACT),
+        _ratio(rounds, PIPEDREAM, SKIP, at_most=1.0),
     ]
+
+
+def _ratio(rounds: Sequence[Round], rule: str, other: str, *, at_most: float | None) -> str:
+    if Spread.over(rounds, figure(rule, LOSS)).median >= HOPELESS:
+        return "diverges"
+    return Spread.over(rounds, ratio(rule, other, LOSS)).cell(at_most=at_most)
 
 
 def _accuracies(report: Report, course: str, order: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -30,9 +29,11 @@ RULES: Mapping[str, pa.UpdateRule | None] = {
 }
 """By the names in tables; `skip` is no rule: one device that learns from every fourth frame and predicts them all."""
 
-TUNING_SEED = 100
+TUNING_SEED = 103
+HOPELESS = 1e4
+"""A loss from which nothing is to be hoped; the mean loss of a trial that came to it."""
+
 _MOST_STEPS = 12
-_HOPELESS = 1e4
 _BINS = 50
 
 
@@ -108,7 +109,7 @@ def downhill(loss_at: Callable[[int], float]) -> int:
     for _ in range(_MOST_STEPS):
         # Where all three are hopeless, the first one: a smaller rate.
         better = min((best - 1, best, best + 1), key=known)
-        if better == best and math.isfinite(known(best)):
+        if better == best and known(best) < HOPELESS:
             return best
         best = better
     raise BenchmarkError(f"no learning rate is best after {_MOST_STEPS} doublings. Let the search start elsewhere.")
@@ -128,12 +129,7 @@ async def learned(course: Course, lecture: Lecture, rule: str, rate: float, seed
     module = course.module()
     found = RULES[rule]
     balance = list(course.balance) if found is not None else [len(module)]
-    learner = pa.Learner(
-        course.loss,
-        partial(torch.optim.SGD, lr=rate),
-        rule=found or rules.exact(),
-        label_delay=course.label_delay,
-    )
+    learner = pa.Learner(course.loss, partial(torch.optim.SGD, lr=rate), rule=found or rules.exact())
     score = _Score(course, lecture)
     async with pa.Pipeline(module, lecture.frames[0], balance=balance, devices=["cpu"], learner=learner) as pipeline:
         async for result in pipeline.stream(_pairs(lecture, score, every=1 if found is not None else STAGES)):
@@ -164,11 +160,11 @@ class _Score:
         target = self.lecture.targets[len(self.losses)]
         self.losses.append(self.course.loss(output, target).item())
         self.right += self.lecture.held_out is not None and int(output.argmax()) == int(target)
-        self.is_hopeless |= not self.losses[-1] < _HOPELESS
+        self.is_hopeless |= not self.losses[-1] < HOPELESS
 
     def measurement(self, module: nn.Module, rate: float) -> Measurement:
         figures = {
-            "online_loss": math.inf if self.is_hopeless else fmean(self.losses),
+            "online_loss": HOPELESS if self.is_hopeless else fmean(self.losses),
             "rate": rate,
             "naive": self.lecture.naive,
         }

@@ -85,7 +85,7 @@ class Recovery:
         self, learner: StageLearner, module: nn.Module, faults: FaultBook, *, every: int, on_restore: Callable[[], None]
     ) -> None:
         self._learner = learner
-        self._tensors = [*module.parameters(), *module.buffers()]
+        self._module = module
         self._faults = faults
         self._every = every
         self._on_restore = on_restore
@@ -127,12 +127,16 @@ class Recovery:
             self._copies.pop()
         good = self._copies[-1]
         with torch.no_grad():
-            for tensor, value in zip(self._tensors, good.tensors, strict=True):
+            for tensor, value in zip(self._tensors(), good.tensors, strict=True):
                 tensor.copy_(value)
         self._learner.put_back(good.memory)
         self._since = self._boundary
         self._on_restore()
 
+    def _tensors(self) -> list[Tensor]:
+        # Not once and for all: a layer may put a new tensor in its buffer's place.
+        return [*self._module.parameters(), *self._module.buffers()]
+
     def _copied(self) -> _Copy:
-        tensors = [tensor.detach().clone() for tensor in self._tensors]
+        tensors = [tensor.detach().clone() for tensor in self._tensors()]
         return _Copy(self._boundary, tensors, self._learner.memory())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import warnings
@@ -121,6 +122,8 @@ class SkipLearner:
             loss: The pipeline's.
             learns: Whether the pipeline learns from it.
         """
+        if index % self._every:
+            return
         with self._lock:
             value = self._inputs.pop(index, None)
             for older in [known for known in self._inputs if known < index]:
@@ -138,15 +141,24 @@ class SkipLearner:
 
         self.stream.enqueue(work, ready(value), self._done)
 
-    def restart(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from these weights, with a new optimiser; the figures start over."""
+    async def restart(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from these weights, with a new optimiser; the figures start over.
+
+        Cancellation: safe; it restarts all the same.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def work(_: Value) -> Value:
             self._module.load_state_dict(state)
             self._restart()
             return ()
 
-        self.stream.enqueue(work, ready(()))
+        def finish(_: DeviceEvent) -> None:
+            if not done.done():
+                done.set_result(None)
+
+        self.stream.enqueue(work, ready(()), finish)
+        await done
 
     def _restart(self) -> None:
         self._own = StageLearner(self._learner, self._module, 0, 1, draws=self._draws)

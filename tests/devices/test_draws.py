@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,6 +15,15 @@ from partime_async.devices.draws import Draws, drawing_layers
 from tests.nets import assert_same_bits, dense
 
 EXAMPLE = torch.linspace(-1.0, 1.0, 12).reshape(3, 4)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_computes() -> Iterator[None]:
+    """Let the module itself compute as a stage does: kernels give other bits with another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Noise(nn.Module):

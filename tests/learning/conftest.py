@@ -8,6 +8,16 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_computes() -> Iterator[None]:
+    """Let the reference compute as a stage does: PyTorch's kernels give other bits with another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

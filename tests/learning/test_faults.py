@@ -125,7 +125,7 @@ FAULTS: dict[str, tuple[Callable[[], pa.Learner], int]] = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", [pa.rules.pipedream(), pa.rules.partime()], ids=str)
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_fault_in_learning_stops_the_pipeline_and_names_its_stage(fault: str, rule: pa.UpdateRule) -> None:
     """All callers get one StageError with the stage, the frame and the cause; nothing hangs, and weights can be had."""

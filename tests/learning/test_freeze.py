@@ -24,16 +24,16 @@ from tests.learning.school import (
     teach,
 )
 
-LATE = [*RULES, pa.UpdateRule("current", 3), pa.UpdateRule("stash", 2), pa.UpdateRule("replay", 3)]
+LATE = [*RULES, pa.UpdateRule("current", 3), pa.UpdateRule("replay", 3)]
 
 
 @pytest.mark.parametrize("rule", LATE, ids=str)
-@pytest.mark.parametrize("frozen", [{8}, {8, 9, 10, 11}, {0, 1, 2, 15}, {7, 9, 12}], ids=str)
+@pytest.mark.parametrize("frozen", [{8}, {0, 1, 2, 7, 9, 10}], ids=str)
 async def test_learning_frozen_and_thawed_in_between_goes_as_defined(rule: pa.UpdateRule, frozen: set[int]) -> None:
     """Frames before a boundary teach nothing behind it, however short the freeze and whatever the rule."""
     delays = Delays()
     net, learner = blocks(3, delays), pa.Learner(mse, MOMENTUM, rule=rule)
-    frames, targets = lessons(24, missing=0.1)
+    frames, targets = lessons(20, missing=0.1)
     taught = await teach(net, [1, 1, 1], frames, targets, learner, frozen=frozen)
     delays.is_on = False
     assert_as_defined(taught, simulate(net, [1, 1, 1], frames, targets, plain(learner), frozen=frozen))

@@ -280,6 +280,31 @@ async def test_pipeline_entered_again_goes_back_to_the_weights_it_had_then() -> 
     assert any(not torch.equal(between[name], tensor) for name, tensor in module.state_dict().items())
 
 
+async def test_buffers_go_back_too_also_those_that_a_layer_replaces() -> None:
+    """A statistic that was kept with bad frames goes back with the weights."""
+
+    class Counts(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, value: Tensor) -> Tensor:
+            self.seen = self.seen + 1.0
+            result: Tensor = self.linear(value)
+            return result
+
+    learner = restoring(pa.rules.exact(), SGD, 2, {})
+    async with pa.Pipeline(nn.Sequential(Counts()), EXAMPLE, balance=[1], devices=["cpu"], learner=learner) as pipeline:
+        for number in range(8):
+            await pipeline.process(EXAMPLE, EXAMPLE * (math.nan if number == 6 else 1.0))
+        seen = (await pipeline.state_dict())["0.seen"]
+    # The fault is of event 6: at boundary 8 back to the copy of boundary 4.
+    assert float(seen) == 4.0
+
+
 async def test_frame_that_fails_at_the_boundary_does_not_keep_the_weights_from_going_back() -> None:
     """Stages that a failed frame never came to act at the boundary all the same."""
 
