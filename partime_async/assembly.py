@@ -79,16 +79,17 @@ class Part:
             random_state: Of PyTorch's generator for the CPU; the stage's own random numbers start from it.
             capture: See `DeviceStream.prepare`.
         """
-        given = _copied(example)
-        # A recording holds the tensors, but not what a module keeps beside them, and a new state may replace both.
-        has_extra_state = not all(isinstance(item, Tensor) for item in self.module.state_dict().values())
-        self.work, output = self.stream.prepare(self.module, example, capture=capture and not has_extra_state)
         if not self._is_known:
-            drawing = drawing_layers(self.module, given)
+            # Before the layers are placed: on a GPU, only the stream's own threads run them.
+            drawing = drawing_layers(self.module, example)
             self.draws = Draws(self.module, drawing, self.number) if drawing else None
             self._is_known = True
+        # A recording holds the tensors, but not what a module keeps beside them, and a new state may replace both. And
+        # it would draw from PyTorch's own generator.
+        has_extra_state = not all(isinstance(item, Tensor) for item in self.module.state_dict().values())
+        can_be_recorded = self.draws is None and not has_extra_state
+        self.work, output = self.stream.prepare(self.module, example, capture=capture and can_be_recorded)
         if self.draws is not None:
-            # Not the recording, if there is one: it draws from PyTorch's own generator.
             self.draws.seed(random_state)
             self.work = self.draws.work(self.module)
         return output

@@ -95,9 +95,8 @@ class Channel(Generic[T]):
 
     def resize(self, capacity: int) -> None:
         """Hold at most this many items from now on, 1 or more; more that are there already stay."""
-        grown_by = capacity - self._capacity
         self._capacity = capacity
-        for _ in range(grown_by):
+        for _ in range(capacity - len(self._items)):
             _wake_one(self._putters)
 
     @property
@@ -130,8 +129,10 @@ class Channel(Generic[T]):
 
         Cancellation: safe; a cancelled put has put nothing.
         """
+        is_overtaken = False
         while len(self._items) >= self._capacity and not self._is_closed:
-            await _wait_in(self._putters)
+            await _wait_in(self._putters, is_first=is_overtaken)
+            is_overtaken = True
         self.put_nowait(item)
 
     def get_nowait(self) -> T:
@@ -147,7 +148,7 @@ class Channel(Generic[T]):
             raise ChannelEmpty("nothing waits. Await get() instead.")
         item = self._items.popleft()
         self._passed += 1
-        if self._putters:
+        if self._putters and len(self._items) < self._capacity:
             _wake_one(self._putters)
         return item
 
@@ -159,8 +160,10 @@ class Channel(Generic[T]):
 
         Cancellation: safe; a cancelled get has taken nothing.
         """
+        is_overtaken = False
         while not self._items and not self._is_closed:
-            await _wait_in(self._getters)
+            await _wait_in(self._getters, is_first=is_overtaken)
+            is_overtaken = True
         return self.get_nowait()
 
     def evict(self) -> T:
@@ -172,17 +175,19 @@ class Channel(Generic[T]):
         if not self._items:
             raise ChannelEmpty("nothing waits that could be evicted.")
         item = self._items.popleft()
-        if self._putters:
+        if self._putters and len(self._items) < self._capacity:
             _wake_one(self._putters)
         return item
 
     def remove(self, item: T) -> bool:
         """Take this very item out, wherever it stands, and say whether it was there."""
-        try:
-            self._items.remove(item)
-        except ValueError:
+        for position, other in enumerate(self._items):
+            if other is item:
+                del self._items[position]
+                break
+        else:
             return False
-        if self._putters:
+        if self._putters and len(self._items) < self._capacity:
             _wake_one(self._putters)
         return True
 
@@ -210,9 +215,13 @@ def _wake_one(waiters: deque[asyncio.Future[None]]) -> None:
             return
 
 
-async def _wait_in(waiters: deque[asyncio.Future[None]]) -> None:
+async def _wait_in(waiters: deque[asyncio.Future[None]], *, is_first: bool) -> None:
+    """Wait to be woken; first in line after having been woken, and overtaken by a task that did not wait."""
     waiter = asyncio.get_running_loop().create_future()
-    waiters.append(waiter)
+    if is_first:
+        waiters.appendleft(waiter)
+    else:
+        waiters.append(waiter)
     try:
         await waiter
     except asyncio.CancelledError:

@@ -112,7 +112,7 @@ class Pipeline:
 
         Cancellation: safe; the frame is dropped, ``cancelled``, or its result is.
         """
-        return await self._run.direct.process(frame, target, captured_at, context)
+        return await self._run.process(frame, target, captured_at, context)
 
     def reset_state(self) -> None:
         """Let the layers that remember start over with the next frame given to `process`; feeds have their own.

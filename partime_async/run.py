@@ -110,8 +110,18 @@ class Run:
         await self.tasks.__aenter__()
         await self.direct.__aenter__()
         for stage in self._stages:
-            self.start_task(stage.run(), name=f"partime stage {stage.number}")
+            self.start_task(self._staged(stage), name=f"partime stage {stage.number}")
         self.start_task(self._lag.run(), name="partime loop lag")
+
+    async def _staged(self, stage: Stage) -> None:
+        try:
+            await stage.run()
+        except asyncio.CancelledError:
+            if not self._is_closing:
+                # Frames would wait for this stage for ever.
+                what = f"the task of stage {stage.number} was cancelled from outside. Cancel your own tasks only."
+                self.stop(PipelineNotRunning(what))
+            raise
 
     def start_task(self, work: Coroutine[None, None, None], *, name: str) -> asyncio.Task[None]:
         """Start a child task; an exception in it stops the pipeline."""
@@ -167,6 +177,12 @@ class Run:
         for part in self._assembly.parts:
             if part.states:
                 part.stream.enqueue(_on_no_value(partial(part.states.forget, feed)), ready(()))
+
+    async def process(self, frame: Value, target: Value | None, captured_at: float | None, context: object) -> Result:
+        """Run one frame; see `Pipeline.process`."""
+        if self._is_closing and self.error is None:
+            raise PipelineNotRunning("the pipeline is being left. Await results inside its block.")
+        return await self.direct.process(frame, target, captured_at, context)
 
     def label(self, index: int, target: Value) -> None:
         """Take a late target; see `Pipeline.label`."""

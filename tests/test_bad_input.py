@@ -209,7 +209,7 @@ async def test_frame_that_is_not_like_the_example_is_refused_where_it_enters(
 async def test_target_that_is_no_tensor_is_refused_where_it_enters(target: pa.Value) -> None:
     """A target of another kind raises, says how to make a tensor of it, and is counted as invalid."""
     async with pa.Pipeline(dense(), FRAME, balance=[7]) as pipeline:
-        with pytest.raises(pa.FrameError, match="the target is.*Pass a tensor"):
+        with pytest.raises(pa.FrameError, match=r"the target is.*Pass a tensor"):
             await pipeline.process(FRAME, target)
         assert pipeline.statistics().frames.dropped == {"invalid": 1}
 

@@ -219,6 +219,41 @@ async def test_pipeline_that_was_left_says_so() -> None:
             pass
 
 
+async def test_pipeline_that_is_being_left_says_so() -> None:
+    """While leaving waits for the last frames, others are told that no more are taken."""
+    gate = Gate()
+    pipeline = _gated(gate)
+    await pipeline.__aenter__()
+    gate.close()
+    asking = asyncio.ensure_future(pipeline.process(FRAME))
+    await gate.reached()
+    leaving = asyncio.ensure_future(pipeline.__aexit__(None, None, None))
+    await steps()
+    with pytest.raises(pa.PipelineNotRunning, match="being left"):
+        await pipeline.process(FRAME)
+    with pytest.raises(pa.PipelineNotRunning, match="closing"):
+        await pipeline.feed().__aenter__()
+    assert pipeline.statistics().frames.in_flight == 1
+    gate.open()
+    await leaving
+    assert (await asking).index == 0
+
+
+async def test_pipeline_whose_stage_task_is_cancelled_from_outside_stops_and_says_so() -> None:
+    """A program that cancels every task it finds does not leave callers waiting for a stage that is gone."""
+    pipeline = pa.Pipeline(dense(), FRAME, balance=[3, 4], capture=False)
+    await pipeline.__aenter__()
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "partime stage 1")
+    asking = [asyncio.ensure_future(pipeline.process(FRAME)) for _ in range(50)]
+    task.cancel()
+    outcomes = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), TIMEOUT_S)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert errors
+    assert all("cancelled from outside" in str(error) for error in errors)
+    with pytest.raises(pa.PipelineNotRunning, match="stage 1 was cancelled"):
+        await pipeline.__aexit__(None, None, None)
+
+
 async def test_feed_of_a_pipeline_that_was_left_is_closed() -> None:
     """A feed that outlives its pipeline takes no more frames and its results have an end."""
     async with pa.Pipeline(dense(), FRAME, balance=[3, 4]) as pipeline:

@@ -16,7 +16,7 @@ from tests.nets import Gate
 async def test_in_thread_returns_what_the_function_returns() -> None:
     """The function runs on a thread of the given name, and its result comes back, also if that is None."""
     assert await in_thread(lambda: threading.current_thread().name, name="worker") == "worker"
-    nothing: object = await in_thread(lambda: {}.get("missing"), name="worker")
+    nothing: object = await in_thread(lambda: None, name="worker")
     assert nothing is None
 
 

@@ -24,6 +24,9 @@ _COLOURS = {
     "partime": "#d62728",
     "skip": "#9467bd",
 }
+_REFERENCE = "exact"
+_WIDTHS = {_REFERENCE: 1.9, "pipedream": 1.9}
+_ROOM = 4.0
 _DPI = 110
 
 
@@ -52,11 +55,14 @@ def _losses(axes: Axes, report: Report, course: str, order: str) -> None:
     for rule, colour in _COLOURS.items():
         series = [each.samples[rule].measurement.series["loss"] for each in rounds]
         points = list(map(median, zip(*series, strict=False)))
+        if rule == _REFERENCE:
+            # One that diverges leaves the picture, and the others can be told apart.
+            axes.set_ylim(min(points) / _ROOM, max(points) * _ROOM)
         share = [100.0 * (number + 0.5) / len(points) for number in range(len(points))]
-        axes.plot(share, points, label=rule, color=colour, linewidth=1.9 if rule in ("exact", "pipedream") else 1.1)
+        axes.plot(share, points, label=rule, color=colour, linewidth=_WIDTHS.get(rule, 1.1))
     axes.set_yscale("log")
-    # One that diverges leaves the picture, and the others stay to be seen.
-    axes.set_ylim(top=_HIGHEST * max(median_series(rounds, "exact")))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.set_title(f"{course}: {order}", fontsize=9)
     axes.set_xlabel("stream seen, %", fontsize=8)
     axes.set_ylabel("loss before learning", fontsize=8)

@@ -113,7 +113,11 @@ def _losses(report: Report, course: str, order: str) -> list[str]:
         _label(course, order),
         "" if is_labelled else short(Spread.over(rounds, figure(EXACT, "naive")).median),
         short(Spread.over(rounds, figure(EXACT, LOSS)).median),
-        *(_ratio(rounds, rule, EXACT, at_most=target if rule == PIPEDREAM else None) for rule in RULES if rule != EXACT),
+        *(
+            _ratio(rounds, rule, EXACT, at_most=target if rule == PIPEDREAM else None)
+            for rule in RULES
+            if rule != EXACT
+        ),
         _ratio(rounds, PIPEDREAM, SKIP, at_most=1.0),
     ]
 

@@ -14,6 +14,7 @@ as attention with dropout.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -125,9 +126,10 @@ def drawing_layers(module: nn.Module, example: Value) -> tuple[str, ...]:
     Runs the example through a copy: what it does not draw now, in a branch not taken, is not seen.
 
     Args:
-        module: A stage's layers, on their device.
-        example: A value as it will come, on the same device; never changed.
+        module: A stage's layers.
+        example: A value as it will come, on any device; never changed.
     """
+    held = next(itertools.chain(module.parameters(), module.buffers()), None)
     trial = trial_copy(module)
     running: list[str] = []
     found: set[str] = set()
@@ -147,9 +149,10 @@ def drawing_layers(module: nn.Module, example: Value) -> tuple[str, ...]:
         if not isinstance(layer, torch.jit.ScriptModule):  # which takes no hooks: its draws count as its owner's
             layer.register_forward_pre_hook(enter(name))
             layer.register_forward_hook(leave, always_call=True)
-    given = example.clone() if isinstance(example, Tensor) else tuple(tensor.clone() for tensor in example)
+    tensors = (example,) if isinstance(example, Tensor) else example
+    given = [tensor.to(tensor.device if held is None else held.device, copy=True) for tensor in tensors]
     with torch.no_grad(), _Redirected(note):
-        trial(given)
+        trial(given[0] if isinstance(example, Tensor) else tuple(given))
     return tuple(sorted(name for name in found if not any(_is_inside(name, other) for other in found)))
 
 

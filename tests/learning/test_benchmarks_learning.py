@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -87,7 +86,7 @@ def test_downhill_ends_where_neither_step_leads_to_less(lowest: int) -> None:
 
     def loss_at(place: int) -> float:
         seen.append(place)
-        return math.inf if place > lowest + 1 else float(abs(place - lowest))
+        return trial.HOPELESS if place > lowest + 1 else float(abs(place - lowest))
 
     assert trial.downhill(loss_at) == lowest
     assert sorted(set(seen)) == sorted(seen)
@@ -95,11 +94,11 @@ def test_downhill_ends_where_neither_step_leads_to_less(lowest: int) -> None:
 
 
 def test_downhill_without_an_end_is_an_error() -> None:
-    """A search that goes on and on, or sees nothing finite, ends with an error that says so."""
+    """A search that goes on and on, or sees nothing but divergence, ends with an error that says so."""
     with pytest.raises(BenchmarkError, match="after 12 doublings"):
         trial.downhill(float)
     with pytest.raises(BenchmarkError, match="after 12 doublings"):
-        trial.downhill(lambda _: math.inf)
+        trial.downhill(lambda _: trial.HOPELESS)
 
 
 def test_binned_losses_keep_every_loss() -> None:
@@ -142,7 +141,7 @@ def test_trial_that_diverges_ends_early_without_a_finite_loss() -> None:
     """A learning rate that blows the weights up costs a few frames, and counts as infinitely bad."""
     lecture = courses.DIGITS.lecture(courses.SHUFFLED, 200, 0)
     found = asyncio.run(trial.learned(courses.DIGITS, lecture, trial.EXACT, 1e3, 0))
-    assert found.figures["online_loss"] == math.inf
+    assert found.figures["online_loss"] == trial.HOPELESS
 
 
 @needs_video
@@ -162,11 +161,12 @@ def _both(lecture: courses.Lecture) -> tuple[Sequence[Tensor], Sequence[Tensor]]
 
 @needs_sensor
 def test_sensor_course_forecasts_the_change_over_four_steps() -> None:
-    """A window and its target add up to the last row of the window that comes four frames later."""
+    """The last row of a window and its target add up to the last row of the next window, four steps later."""
     lecture = courses.sensor(courses.SMOOTH, 100, 0)
     last = [frame.reshape(16, 6)[-1] for frame in lecture.frames]
     for index in (0, 9):
-        torch.testing.assert_close(last[index] + lecture.targets[index][0], last[index + 4])
+        torch.testing.assert_close(last[index] + lecture.targets[index][0], last[index + 1])
+        assert torch.equal(lecture.frames[index].reshape(16, 6)[4:], lecture.frames[index + 1].reshape(16, 6)[:12])
 
 
 @needs_digits
