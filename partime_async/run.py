@@ -110,7 +110,7 @@ class Run:
         await self.tasks.__aenter__()
         await self.direct.__aenter__()
         for stage in self._stages:
-            self.start_task(self._staged(stage), name=f"partime stage {stage.number}")
+            self.start_task(self._staged(stage), name=f"partime stage {stage.number}", is_stage=True)
         self.start_task(self._lag.run(), name="partime loop lag")
 
     async def _staged(self, stage: Stage) -> None:
@@ -123,8 +123,8 @@ class Run:
                 self.stop(PipelineNotRunning(what))
             raise
 
-    def start_task(self, work: Coroutine[None, None, None], *, name: str) -> asyncio.Task[None]:
-        """Start a child task; an exception in it stops the pipeline."""
+    def start_task(self, work: Coroutine[None, None, None], *, name: str, is_stage: bool = False) -> asyncio.Task[None]:
+        """Start a child task; an exception in it stops the pipeline, and so does the cancellation of a stage's."""
 
         async def guarded() -> None:
             try:
@@ -134,7 +134,14 @@ class Run:
 
         task = self.tasks.create_task(guarded(), name=name)
         self._children.append(task)
-        task.add_done_callback(self._children.remove)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._children.remove(task)
+            if is_stage and task.cancelled() and not self._is_closing and self.error is None:
+                what = f"{name.removeprefix('partime ')} was cancelled from outside"
+                self.stop(PipelineNotRunning(f"{what}. Leave the tasks of a pipeline to the pipeline."))
+
+        task.add_done_callback(ended)
         return task
 
     # -- frames ---------------------------------------------------------------------------------------------------
