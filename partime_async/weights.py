@@ -83,12 +83,12 @@ class Weights:
         self, actions: Sequence[Callable[[], T]], *, changes_weights: bool = False
     ) -> tuple[list[T], int]:
         """Return what the actions return, and how many frames have been through the network before them."""
+        before = self._assembly.frames
         if self._run is None:
-            before = self._assembly.frames
             return await in_thread(lambda: [action() for action in actions], name="partime weights"), before
         mark = Mark(actions, changes_weights=changes_weights)
         results = await self._run.deliver(mark)
-        return results, self._assembly.frames + mark.boundary
+        return results, before + mark.boundary
 
     async def _tell_skip(self, state: Mapping[str, Tensor]) -> None:
         if self._run is not None and self._assembly.skip is not None:
