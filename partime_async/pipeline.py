@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -150,7 +151,7 @@ class Pipeline:
         """
         run, items = self._run, aiter_frames(source)
         async with self.feed(overflow=overflow, max_age_s=max_age_s, capacity=capacity) as feed:
-            pumping = run.start_task(pump(items, feed, self._spec), name="partime source")
+            pumping = run.start_task(partial(pump, items, feed, self._spec), name="partime source")
             try:
                 async for result in feed:
                     yield result

@@ -110,25 +110,17 @@ class Run:
         await self.tasks.__aenter__()
         await self.direct.__aenter__()
         for stage in self._stages:
-            self.start_task(self._staged(stage), name=f"partime stage {stage.number}", is_stage=True)
-        self.start_task(self._lag.run(), name="partime loop lag")
+            self.start_task(stage.run, name=f"partime stage {stage.number}", is_stage=True)
+        self.start_task(self._lag.run, name="partime loop lag")
 
-    async def _staged(self, stage: Stage) -> None:
-        try:
-            await stage.run()
-        except asyncio.CancelledError:
-            if not self._is_closing:
-                # Frames would wait for this stage for ever.
-                what = f"the task of stage {stage.number} was cancelled from outside. Cancel your own tasks only."
-                self.stop(PipelineNotRunning(what))
-            raise
-
-    def start_task(self, work: Coroutine[None, None, None], *, name: str, is_stage: bool = False) -> asyncio.Task[None]:
+    def start_task(
+        self, work: Callable[[], Coroutine[None, None, None]], *, name: str, is_stage: bool = False
+    ) -> asyncio.Task[None]:
         """Start a child task; an exception in it stops the pipeline, and so does the cancellation of a stage's."""
 
         async def guarded() -> None:
             try:
-                await work
+                await work()  # made here: a task cancelled before it began has nothing left to close
             except Exception as error:
                 self.stop(error)
 
@@ -137,9 +129,11 @@ class Run:
 
         def ended(task: asyncio.Task[None]) -> None:
             self._children.remove(task)
-            if is_stage and task.cancelled() and not self._is_closing and self.error is None:
-                what = f"{name.removeprefix('partime ')} was cancelled from outside"
-                self.stop(PipelineNotRunning(f"{what}. Leave the tasks of a pipeline to the pipeline."))
+            if is_stage and not self._is_closing:
+                if self.error is None:
+                    what = f"{name.removeprefix('partime ')} was cancelled from outside"
+                    self.stop(PipelineNotRunning(f"{what}. Leave the tasks of a pipeline to the pipeline."))
+                self._give_up()  # what was on its way to this stage would be waited for for ever
 
         task.add_done_callback(ended)
         return task
@@ -334,18 +328,14 @@ class Run:
     async def _end(self, timeout_s: float) -> None:
         children = list(self._children)
         for task in children:
-            task.cancel()
+            if not task.cancelling():  # else it is closing its source already, and has the time for it
+                task.cancel()
         endings = (self._assembly.close(timeout_s), self._end_children(children, timeout_s))
         outcomes = await asyncio.gather(*endings, return_exceptions=True)
         self._is_ended = True
         self._assembly.frames += self._admission.admitted
         self._teaching.end()
-        for mark in list(self._marks):
-            mark.conclude(WorkAborted("the pipeline was left."))
-        # Frames between two stages when the tasks ended, and those of a stage that never came to its end.
-        for frame in list(self._admission.flying):
-            self._admission.finished(frame)
-            frame.owner.discard(frame)
+        self._give_up()
         for feed in list(self._feeds):
             feed.discard_results()
             self._feed_left(feed)
@@ -353,6 +343,14 @@ class Run:
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome
+
+    def _give_up(self) -> None:
+        """Let go of marks and frames between two stages whose tasks have ended, and of those that never come out."""
+        for mark in list(self._marks):
+            mark.conclude(WorkAborted("the pipeline was left."))
+        for frame in list(self._admission.flying):
+            self._admission.finished(frame)
+            frame.owner.discard(frame)
 
     async def _end_children(self, children: Sequence[asyncio.Task[None]], timeout_s: float) -> None:
         _, late = await asyncio.wait(children, timeout=timeout_s)
