@@ -51,18 +51,20 @@ def test_lesson_or_loss_unknown_is_refused(lesson: str, loss: str) -> None:
 
 
 def test_run_that_learns_keeps_its_weights_and_goes_on_from_them(tmp_path: Path) -> None:
-    """The loss is told and falls; a second run with the saved weights begins below where the first one began."""
+    """The loss is told and falls; a run with the saved weights begins lower than one without them."""
     weights = tmp_path / "weights.safetensors"
     learn = ["run", "scene", *SMALL, "--learn", "itself", "--optimizer", "adam:lr=0.003", "--json"]
 
     first = CliRunner().invoke(app, [*learn, "--frames", "60", "--save", str(weights)])
+    fresh = CliRunner().invoke(app, [*learn, "--frames", "20"])
     second = CliRunner().invoke(app, [*learn, "--frames", "20", "--weights", str(weights)])
 
-    assert first.exit_code == second.exit_code == 0, first.output + second.output
-    before, after = (json.loads(result.stdout.splitlines()[-1])["learning"]["loss"] for result in (first, second))
+    runs = (first, fresh, second)
+    assert [run.exit_code for run in runs] == [0, 0, 0], [run.output for run in runs]
+    before, without, after = (json.loads(run.stdout.splitlines()[-1])["learning"]["loss"] for run in runs)
     assert before["count"] == 60
     assert before["recent"] < before["mean"]
-    assert after["mean"] < before["mean"]
+    assert after["mean"] < without["mean"]
 
 
 def test_run_with_weights_that_are_not_there_is_told() -> None:

@@ -1,0 +1,1 @@
+"""Frames to and from devices over sockets; it needs the extra ``sockets``."""

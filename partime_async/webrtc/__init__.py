@@ -1,0 +1,1 @@
+"""Live video to and from browsers over WebRTC; it needs the extra ``webrtc``."""
