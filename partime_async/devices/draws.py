@@ -187,6 +187,11 @@ class _Redirected(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._generator_of = generator_of
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise the first operation imports all of the compiler, two seconds, for a network that is not compiled.
+        return False
+
     def __torch_dispatch__(
         self,
         func: OpOverload,
