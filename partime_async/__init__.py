@@ -23,7 +23,7 @@ from partime_async.errors import (
     SourceError,
     StageError,
 )
-from partime_async.feed import Feed, Overflow
+from partime_async.feed import Feed
 from partime_async.frame import Result, SourceFrame, StageTiming, Value
 from partime_async.labels import LabelStatistics
 from partime_async.learning import (
@@ -38,6 +38,7 @@ from partime_async.learning import (
     rules,
 )
 from partime_async.learning.skip import SkipStatistics
+from partime_async.overflow import Overflow
 from partime_async.partition.plan import Plan
 from partime_async.pipeline import Pipeline
 from partime_async.planning import plan

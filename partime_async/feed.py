@@ -6,8 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +14,6 @@ from partime_async.admission import Admission
 from partime_async.channel import Channel, ChannelClosed, EndOfChannel
 from partime_async.clock import Clock
 from partime_async.errors import (
-    ConfigurationError,
     DeadlineExceeded,
     FeedClosed,
     FeedFull,
@@ -26,57 +23,7 @@ from partime_async.errors import (
 )
 from partime_async.flight import Frame
 from partime_async.frame import FrameSpec, Result, Value, check_target
-
-
-class Overflow(StrEnum):
-    """What happens to a frame that is offered while the feed is full."""
-
-    BLOCK = "block"
-    """`put` waits for room: lossless; a slow pipeline or reader holds the source back."""
-    DROP_OLDEST = "drop_oldest"
-    """The frame that has waited longest makes room; unread results make room for newer ones likewise."""
-    DROP_NEWEST = "drop_newest"
-    """The frame offered is dropped."""
-    LATEST = "latest"
-    """Only the newest frame waits, until the pipeline can start it: the choice for live sources."""
-    FAIL = "fail"
-    """`put` raises `FeedFull`."""
-
-
-_LIVE = frozenset({Overflow.LATEST, Overflow.DROP_OLDEST})
-
-
-@dataclass(frozen=True, slots=True)
-class FeedOptions:
-    """How a feed treats its frames; see `Pipeline.feed`."""
-
-    overflow: Overflow
-    max_age_s: float | None
-    capacity: int
-    unread_limit: int
-
-    @classmethod
-    def checked(cls, overflow: str, max_age_s: float | None, capacity: int, unread_limit: int) -> FeedOptions:
-        """Return the options, or say which of them cannot be.
-
-        Raises:
-            ConfigurationError: An unknown policy, a capacity below 1, or an age that is not above 0.
-        """
-        try:
-            policy = Overflow(overflow)
-        except ValueError:
-            known = ", ".join(repr(known.value) for known in Overflow)
-            raise ConfigurationError(f"unknown overflow policy {overflow!r}. Use one of {known}.") from None
-        if max_age_s is not None and not (isinstance(max_age_s, (int, float)) and max_age_s > 0):
-            raise ConfigurationError(f"max_age_s is {max_age_s!r}; no frame is that young. Pass more than 0 seconds.")
-        if not isinstance(capacity, int) or capacity < 1:
-            raise ConfigurationError(f"capacity is {capacity!r}; a feed holds at least 1 frame. Pass 1 or more.")
-        return cls(policy, max_age_s, 1 if policy is Overflow.LATEST else capacity, unread_limit)
-
-    @property
-    def is_live(self) -> bool:
-        """Whether freshness comes before completeness."""
-        return self.overflow in _LIVE or self.max_age_s is not None
+from partime_async.overflow import LIVE, FeedOptions, Overflow
 
 
 class Feed:
@@ -110,7 +57,7 @@ class Feed:
         self._on_enter = on_enter
         self._on_exit = on_exit
         self._inbox: Channel[Frame] = Channel(options.capacity)
-        keeps = options.capacity if options.overflow in _LIVE else options.unread_limit
+        keeps = options.capacity if options.overflow in LIVE else options.unread_limit
         self._outbox: Channel[Result] = Channel(keeps)
         self._is_discarding = False
         self._epoch = 0
@@ -324,7 +271,7 @@ class Feed:
         """Give the frame whose turn it is to the admission, or None; see `admission.Waiting`."""
         inbox, options = self._inbox, self.options
         has_room = (
-            options.overflow in _LIVE
+            options.overflow in LIVE
             or self._is_discarding
             or self.accounts.in_flight + len(self._outbox) < options.unread_limit
         )
@@ -400,7 +347,7 @@ class Feed:
 
     def _put_now(self, entry: Frame) -> None:
         if self._inbox.is_full:
-            if self.options.overflow in _LIVE:
+            if self.options.overflow in LIVE:
                 self._drop(self._inbox.evict(), DropCause.OVERFLOW)
             else:
                 self.accounts.drop_waiting(DropCause.REFUSED)

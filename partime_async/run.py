@@ -23,12 +23,13 @@ from partime_async.errors import (
     StageError,
     WorkAborted,
 )
-from partime_async.feed import Feed, FeedOptions
+from partime_async.feed import Feed
 from partime_async.flight import AnyMark, Frame, Mark
 from partime_async.frame import FrameSpec, Result, StageTiming, Value
 from partime_async.lag import LagMonitor
 from partime_async.lesson import Lesson
 from partime_async.offload import to_the_end
+from partime_async.overflow import FeedOptions
 from partime_async.stage import LEAST_DEPTH, MOST_DEPTH, Inbox, Stage
 from partime_async.statistics import PipelineStatistics
 from partime_async.teaching import Teaching

@@ -9,9 +9,9 @@ import torch
 import partime_async as pa
 from partime_async.admission import Admission
 from partime_async.clock import LoopClock
-from partime_async.feed import FeedOptions
 from partime_async.flight import Frame
 from partime_async.frame import FrameSpec, Result
+from partime_async.overflow import FeedOptions
 from tests.nets import assert_accounted
 
 FRAME = torch.ones(1, 2)

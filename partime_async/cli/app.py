@@ -14,7 +14,7 @@ from partime_async.cli.plan import PlanOptions, show_models, show_plan
 from partime_async.cli.run import run as run_job
 from partime_async.cli.style import errors_told
 from partime_async.errors import ConfigurationError
-from partime_async.feed import FeedOptions, Overflow
+from partime_async.overflow import FeedOptions, Overflow
 from partime_async.run import OnError
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from partime_async.cli.lessons import LearnOptions
 from partime_async.errors import ConfigurationError
-from partime_async.feed import Overflow
+from partime_async.overflow import Overflow
 from partime_async.run import OnError
 
 
