@@ -389,6 +389,7 @@ class Run:
         inboxes: list[Inbox] = [self._admission, *links]
         outboxes: list[Channel[Frame | AnyMark] | None] = [*links, None]
         lessons: list[Lesson | None] = [*self._teaching.lessons] or [None for _ in parts]
+        to_host = [*(part.device.torch_device.type == "cpu" for part in parts[1:]), True]
         return [
             Stage(
                 part.number,
@@ -399,11 +400,14 @@ class Run:
                 depth=self._options.depth,
                 inbox=inbox,
                 outbox=outbox,
+                to_host=goes_to_host,
                 on_frame=self._frame_done,
                 states=part.states,
                 lesson=lesson,
             )
-            for part, inbox, outbox, lesson in zip(parts, inboxes, outboxes, lessons, strict=True)
+            for part, inbox, outbox, goes_to_host, lesson in zip(
+                parts, inboxes, outboxes, to_host, lessons, strict=True
+            )
         ]
 
 

@@ -80,6 +80,7 @@ class Stage:
         depth: How many frames may be enqueued and not complete; None: as many as some 2 ms of work, 2 to 16.
         inbox: Where frames come from.
         outbox: The next stage's inbox; None for the last stage.
+        to_host: Whether the output goes to host memory: to the caller, or to a stage that works there.
         on_frame: Called on the event loop when the last stage has finished a frame.
         states: The states of the stage's layers that remember.
         lesson: How the stage learns; None: it does not.
@@ -96,6 +97,7 @@ class Stage:
         depth: int | None,
         inbox: Inbox,
         outbox: Channel[Frame | AnyMark] | None,
+        to_host: bool,
         on_frame: Callable[[Frame], None],
         states: StateKeeper,
         lesson: Lesson | None = None,
@@ -111,6 +113,7 @@ class Stage:
         self._is_adaptive = depth is None
         self._inbox = inbox
         self._outbox = outbox
+        self._to_host = to_host
         self._on_frame = on_frame
         self._states = states
         self._lesson = lesson
@@ -185,7 +188,7 @@ class Stage:
             if is_last:
                 self._on_frame(frame)
 
-        frame.event = self.stream.enqueue(work, source, complete, to_host=is_last)
+        frame.event = self.stream.enqueue(work, source, complete, to_host=self._to_host)
         frame.events.append(frame.event)
 
     def _complete(self, event: DeviceEvent) -> None:

@@ -79,6 +79,7 @@ class Line:
                     depth=depth,
                     inbox=inbox,
                     outbox=links[number] if number + 1 < stages else None,
+                    to_host=number + 1 == stages,
                     on_frame=self.done.append,
                     states=StateKeeper(nn.Identity()),
                 )

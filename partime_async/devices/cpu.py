@@ -12,7 +12,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from partime_async.clock import Clock
 from partime_async.devices.base import DeviceEvent, DeviceStream, Work, ready, without_frames_of
@@ -202,7 +202,7 @@ class CpuStream:
         else:
             try:
                 assert source.value is not None
-                job.value = work(source.value)
+                job.value = work(_on_host(source.value))
             except BaseException as error:
                 # Also SystemExit and the like: an unhandled one would end the thread, and all that wait for it.
                 job.fail(without_frames_of(__file__, error), self)
@@ -217,6 +217,13 @@ class CpuStream:
         if finished:
             self._notifier.post(finished)
             finished.clear()
+
+
+def _on_host(value: Value) -> Value:
+    """Return the value in host memory; from another device, whose event is complete, this blocks for the copy."""
+    if isinstance(value, Tensor):
+        return value if value.is_cpu else value.cpu()
+    return value if all(tensor.is_cpu for tensor in value) else tuple(tensor.cpu() for tensor in value)
 
 
 def _be_nicer_by(niceness: int) -> None:

@@ -251,6 +251,25 @@ async def test_stream_value_from_the_host_end_of_another_stream_is_brought_back(
     assert gpu.races == []
 
 
+@pytest.mark.parametrize("to_host", [True, False], ids=["sent", "fetched"])
+async def test_stream_of_the_cpu_behind_a_device_gets_its_values_in_host_memory(to_host: bool) -> None:
+    """A network may end on the CPU, or go through it: what comes from the device is copied when it is done."""
+    gpu = GpuDouble()
+    async with streams_on(CudaDevice(runtime=gpu), CpuDevice(), CudaDevice(runtime=gpu)) as (first, second, third):
+        kinds: list[str] = []
+
+        def seen(value: Value) -> Value:
+            assert isinstance(value, Tensor)
+            kinds.append(value.device.type)
+            return value + 1.0
+
+        hidden = first.enqueue(plus, ready(torch.zeros(2)), to_host=to_host)
+        last = third.enqueue(plus, second.enqueue(seen, hidden, to_host=to_host), to_host=True)
+        assert torch.equal(await tensor_of(last), torch.full((2,), 3.0))
+    assert kinds == ["cpu"]
+    assert gpu.races == []
+
+
 async def test_stream_empty_value_passes() -> None:
     """Work for which no tensor travels runs on the device's stream like any other."""
     gpu = GpuDouble()
