@@ -160,6 +160,132 @@ def evaluate(
 
 
 @app.command()
+def demo(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page right away.")] = True,
+    device: Devices = None,
+    seed: Annotated[int, typer.Option(help="Of the networks' weights.")] = 0,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens, a line each, on stderr.")] = False,
+    loop: Annotated[LoopKind | None, typer.Option(help="The event loop; uvloop where there is one.")] = None,
+    as_json: AsJson = False,
+    traceback: WithTraceback = False,
+) -> None:
+    """Watch a network learn from your camera, or from a moving scene, on a page of this machine. Ctrl-C stops it."""
+    with errors_told(with_traceback=traceback):
+        from partime_async.cli.demo import DemoOptions
+        from partime_async.cli.demo import demo as run_demo  # only here: it needs the extra ``serve``
+
+        options = DemoOptions(
+            port=port,
+            opens_browser=browser,
+            devices=tuple(device or ("cpu",)),
+            seed=seed,
+            is_verbose=verbose,
+        )
+        code = run_demo(options, loop=loop, is_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A name that `partime-async models` lists, or your own.")] = "conv-a",
+    stages: Stages = "auto",
+    balance: Balance = None,
+    device: Devices = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the frames, if they are pictures.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Of the frames, if not; with the batch dimension.")
+    ] = None,
+    learn: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="Learn from all clients: next-frame, itself, or given (by the clients)."),
+    ] = None,
+    own_head: Annotated[
+        int, typer.Option(metavar="N", min=0, help="The last N layers are each client's own, and they alone learn.")
+    ] = 0,
+    loss: Annotated[str, typer.Option(metavar="NAME", help="mse, l1, huber or cross-entropy.")] = "mse",
+    optimizer: Annotated[
+        str, typer.Option(metavar="NAME:K=V,...", help="sgd, adam, adamw or rmsprop, with torch's own options.")
+    ] = "sgd:lr=0.01",
+    rule: Annotated[
+        str, typer.Option(metavar="RULE", help="pipedream, partime, replay, exact, or a graph and a lag: stash:2.")
+    ] = "pipedream",
+    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Clip each stage's gradient to this norm.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Begin with these weights.")] = None,
+    save: Annotated[str | None, typer.Option(metavar="FILE", help="Keep the weights in the end: .safetensors.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the network's weights.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; beyond this machine it takes a --token-file.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    token_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What clients must know; made if it does not exist.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A name that the server goes by. Repeat it.")
+    ] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Pages elsewhere that may use it. Repeat it.")
+    ] = None,
+    max_clients: Annotated[int, typer.Option(min=1, help="At the same time.")] = 16,
+    max_duration: Annotated[float, typer.Option(metavar="SECONDS", min=1.0, help="Of one visit.")] = 43200.0,
+    max_age: Annotated[float | None, typer.Option(metavar="SECONDS", help="Drop frames that are older.")] = None,
+    ice: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW", help="loopback, host, or a JSON file of STUN and TURN servers; default: as --host."
+        ),
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Serve https with this certificate.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key, if that is in another file.")] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="With a page for browsers.")] = True,
+    loop: Annotated[LoopKind | None, typer.Option(help="The event loop; uvloop where there is one.")] = None,
+    as_json: AsJson = False,
+    traceback: WithTraceback = False,
+) -> None:
+    """Serve a network to browsers (WebRTC) and programs (WebSocket), as one pipeline that all of them share.
+
+    Only this machine is served unless there is a token. Ctrl-C stops it: exit code 0.
+    """
+    with errors_told(with_traceback=traceback):
+        from partime_async.cli.serve import ServeOptions
+        from partime_async.cli.serve import serve as serve_model  # only here: it needs the extra ``serve``
+
+        parsed = None if size is None else parse_size(size)
+        if isinstance(parsed, SizeRule):
+            raise ConfigurationError(f"--size is {size!r}, and there is no source. Give width and height.")
+        options = ServeOptions(
+            plan=PlanOptions(
+                model=model,
+                cut=CutOptions.parsed(stages, balance, device or ()),
+                size=parsed,
+                shape=None if shape is None else parse_shape(shape),
+                is_measured=False,
+            ),
+            learning=None if learn is None else LearnOptions.parsed(learn, loss, optimizer, rule, clip),
+            loss=loss,
+            own_head=own_head,
+            host=host,
+            port=port,
+            token_file=token_file,
+            hosts=tuple(allow_host or ()),
+            origins=tuple(origin or ()),
+            max_clients=max_clients,
+            max_duration_s=max_duration,
+            max_age_s=max_age,
+            ice=ice,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            has_page=page,
+            weights=weights,
+            save=save,
+            seed=seed,
+        )
+        code = serve_model(options, loop=loop, is_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
 def plan(
     model: Model = "conv-a",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the frames, if they are pictures.")] = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from partime_async.frame import Value
+from partime_async.learning.stand_ins import Leaves
 
 NONE: tuple[Tensor, ...] = ()
 """The gradient that does not exist: before the start, without a target, while learning is frozen."""
@@ -22,7 +23,7 @@ class Pass:
         inputs: What the stage got, as leaves of the graph where there is one.
         is_tuple: Whether it got them as a tuple.
         outputs: What it gave, with the graph; None under `replay`, where the pass is done again.
-        weights: The leaves that stood in for the stage's parameters; None: the parameters themselves.
+        leaves: What stood in for the stage's parameters; None: the parameters themselves.
         version: Weight version in it.
         loss: The loss, at the last stage and if it is known already.
         draws: Where the stage's random numbers were before it, under `replay`.
@@ -32,7 +33,7 @@ class Pass:
     inputs: tuple[Tensor, ...]
     is_tuple: bool
     outputs: Value | None
-    weights: list[Tensor] | None
+    leaves: Leaves | None
     version: int
     loss: Tensor | None
     draws: Mapping[torch.device, Tensor] | None

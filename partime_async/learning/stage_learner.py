@@ -9,6 +9,7 @@ the last stage hands out a copy of its output.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -88,6 +89,8 @@ class StageLearner:
         is_mixed = self._graph is Graph.CURRENT
         self._smoothness = SmoothnessMeter(self._delay, stage=stage if is_mixed else None)
         self._stateful = stateful_layers(module)
+        held = next(itertools.chain(module.parameters(), module.buffers()), None)
+        self._device = None if held is None else held.device
         self._stand_ins = StandIns(module)
         self._stepper = Stepper(learner, stage, self._stand_ins.trainable)
         self._updates = 0
@@ -136,7 +139,7 @@ class StageLearner:
             ConfigurationError: The loss function is not one.
         """
         self._event = event
-        self._target = None if target is None else copied(target, device=self._device_of(value))
+        self._target = None if target is None else copied(target, device=self._device or tensors_of(value)[0].device)
         inputs = tuple(map(self._leaf, tensors_of(value)))
         is_tuple = not isinstance(value, Tensor)
         self._smoothness.look(event, inputs)
@@ -146,14 +149,14 @@ class StageLearner:
                 return outputs, self._noted(self._own_loss(outputs), outputs)
         draws = self._draws.state() if self._draws is not None and self._is_redone else None
         states = tuple(layer.state for layer in self._stateful) if self._is_redone else ()
-        weights = self._stand_ins.weights() if self._graph is Graph.STASH and self._delay else None
-        undisturbed = nullcontext() if weights is None else self._stand_ins.in_place(weights, keeps_changes=True)
+        leaves = self._stand_ins.leaves() if self._graph is Graph.STASH and self._delay else None
+        undisturbed = nullcontext() if leaves is None else self._stand_ins.in_place(leaves.tensors, keeps_changes=True)
         with torch.set_grad_enabled(not self._is_redone), self._own_draws(), undisturbed:
             outputs = self._run(inputs, is_tuple=is_tuple)
             loss = self._own_loss(outputs)
         number = self._noted(loss, outputs)
         kept = None if self._is_redone else outputs
-        self._passes[event] = Pass(inputs, is_tuple, kept, weights, self.version, loss, draws, states)
+        self._passes[event] = Pass(inputs, is_tuple, kept, leaves, self.version, loss, draws, states)
         given = copied(outputs) if self._is_last else detached(outputs)
         if self._is_last and self._delay and self._graph is not Graph.STASH:
             self._answers[event] = copied(outputs)
@@ -172,10 +175,6 @@ class StageLearner:
 
     def _own_draws(self) -> AbstractContextManager[None]:
         return nullcontext() if self._draws is None else self._draws.own()
-
-    def _device_of(self, value: Value) -> torch.device:
-        tensors = [*self._module.parameters(), *tensors_of(value)]
-        return tensors[0].device
 
     # -- loss -----------------------------------------------------------------------------------------------------
 
@@ -221,6 +220,10 @@ class StageLearner:
             return emitted
         finally:
             self._stepper.clear()
+            if passed.leaves is not None:
+                del heads, seeds
+                passed.outputs = passed.loss = None  # with them goes the graph
+                self._stand_ins.give_back(passed.leaves)
 
     def _heads(self, passed: Pass, gradient: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
         """Return the outputs to go back from, and the gradient of the loss for each; none: nothing is learned."""
@@ -267,15 +270,15 @@ class StageLearner:
     def _gone_back(self, passed: Pass, heads: list[Tensor], seeds: list[Tensor | None]) -> tuple[Tensor, ...] | None:
         """Go back from the heads, fill the parameters' `.grad`, and return the gradient for each input."""
         parameters = self._stand_ins.trainable
-        weights: Sequence[Tensor] = parameters if passed.weights is None else passed.weights
+        weights: Sequence[Tensor] = parameters if passed.leaves is None else passed.leaves.tensors
         leaves = [*weights, *(tensor for tensor in passed.inputs if tensor.requires_grad)]
         if not heads or not leaves:
             return None
         # Not autograd.grad: it may give one tensor as the gradient of two leaves, and both are written into later.
         with torch.autograd.set_multithreading_enabled(False):
             torch.autograd.backward(heads, seeds, inputs=leaves)
-        if passed.weights is not None:
-            for parameter, leaf in zip(parameters, passed.weights, strict=True):
+        if passed.leaves is not None:
+            for parameter, leaf in zip(parameters, passed.leaves.tensors, strict=True):
                 parameter.grad, leaf.grad = leaf.grad, None
         return tuple(tensor.new_empty(0) if tensor.grad is None else tensor.grad for tensor in passed.inputs)
 

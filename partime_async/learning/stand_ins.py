@@ -9,6 +9,22 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+
+class Leaves:
+    """Tensors that stand in for the trainable parameters, as leaves of the graphs of some passes.
+
+    Attributes:
+        tensors: One for each trainable parameter.
+        users: How many passes still want them as they are.
+    """
+
+    __slots__ = ("tensors", "users")
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self.users = 0
+
+
 _Place: TypeAlias = tuple[dict[str, Tensor | None], str]
 """The dictionary of a module's parameters or buffers, and the name in it."""
 
@@ -25,28 +41,52 @@ class StandIns:
 
     def __init__(self, module: nn.Module) -> None:
         self.trainable = [tensor for tensor in module.parameters() if tensor.requires_grad]
+        self._values: list[Tensor] = [*self.trainable]
         self._weight_slots = _slots(module, self.trainable)
         self._buffers = list(module.buffers())
         self._buffer_slots = _slots(module, self._buffers)
-        self._weights: list[Tensor] | None = None
+        self._leaves: Leaves | None = None
+        self._spare: list[Leaves] = []
 
-    def weights(self) -> list[Tensor]:
-        """Return leaves with the values of the trainable parameters; the same ones until `weights_changed`."""
-        if self._weights is None:
+    def leaves(self) -> Leaves:
+        """Return leaves with the values of the trainable parameters; the same ones until `weights_changed`.
+
+        They are the caller's until `give_back`.
+        """
+        if self._leaves is None:
             # One copy per version, shared by all frames that use it: none is made while nothing is learned.
-            self._weights = [tensor.detach().clone().requires_grad_() for tensor in self.trainable]
-        return self._weights
+            self._leaves = self._copied()
+        self._leaves.users += 1
+        return self._leaves
+
+    def give_back(self, leaves: Leaves) -> None:
+        """Take note that one pass wants them no more: others may be written into them."""
+        leaves.users -= 1
+        if not leaves.users and leaves is not self._leaves:
+            self._spare.append(leaves)
 
     def weights_changed(self) -> None:
         """Take note that the parameters have other values now."""
-        self._weights = None
+        if self._leaves is not None and not self._leaves.users:
+            self._spare.append(self._leaves)
+        self._leaves = None
+
+    def _copied(self) -> Leaves:
+        # Memory that was in use before: fresh one comes in pages that the system clears one by one, which costs several
+        # times the copy.
+        if self._spare:
+            found = self._spare.pop()
+            with torch.no_grad():
+                torch._foreach_copy_(found.tensors, self._values)
+            return found
+        return Leaves([tensor.detach().clone().requires_grad_() for tensor in self.trainable])
 
     @contextmanager
     def in_place(self, weights: list[Tensor] | None = None, *, keeps_changes: bool) -> Iterator[None]:
         """Run with copies of the buffers, and with these leaves as the parameters.
 
         Args:
-            weights: What `weights` returned; None: the parameters themselves.
+            weights: The tensors of what `leaves` returned; None: the parameters themselves.
             keeps_changes: Whether the buffers take what was written into the copies.
         """
         copies = [buffer.clone() for buffer in self._buffers]

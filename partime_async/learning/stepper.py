@@ -47,6 +47,7 @@ class Stepper:
         self._clip_norm = learner.clip_norm
         self._stage = stage
         self._parameters = list(parameters)
+        self._latest: list[Tensor | None] = []
         self._optimizer, self._scheduler = self._made(self._parameters)
 
     def step(self) -> float | None:
@@ -98,6 +99,9 @@ class Stepper:
 
     def clear(self) -> None:
         """Let go of the gradients."""
+        # They go when the next ones are there. Both at once would empty the heap, which then goes back to the system:
+        # clearing its pages again costs more than the whole step.
+        self._latest = [parameter.grad for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterable, Callable, Iterable, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sized
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from partime_async.errors import ConfigurationError, SourceError
 from partime_async.iteration import AsyncFrames, aiter_frames
-from partime_async.sources.base import BlockingSource
+from partime_async.sources.base import BlockingSource, checked_count
 from partime_async.sources.scene import Scene
 
+if TYPE_CHECKING:
+    from partime_async.sockets import SocketSource
+
+SOCKET = re.compile(r"(tcp|udp|unix|ws|mqtt)://.*")
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 KNOWN = (
-    "a path of a video file, 'camera', 'camera:1', 'camera:/dev/video2', 'scene', or 'module:callable' for a source of "
-    "your own"
+    "a path of a video file, 'camera', 'camera:1', 'camera:/dev/video2', 'scene', 'tcp://127.0.0.1:9000' (or udp, "
+    "unix, ws, mqtt) for devices that send there, or 'module:callable' for a source of your own"
 )
 
 
@@ -87,15 +91,47 @@ class UserSource:
         self.close()
 
 
-def open_source(spec: str, **options: Unpack[SourceOptions]) -> BlockingSource | UserSource:
-    """Open a source by its name. Files and devices are opened at once, which blocks.
+class SocketInput(UserSource):
+    """Devices that send to an address, or with ``?connect`` what is sent from there.
 
     Args:
-        spec: A path of a video file; ``camera``, ``camera:1`` or ``camera:/dev/video2``; ``scene``; or
-            ``module:callable``, which is imported and called with the options given.
-        **options: Options of the source: `size`, `max_frames` and `realtime` of all (a camera knows no other time);
-            `frame_rate` of a camera or scene; `loop`, `start_s` of a file; `seed` of a scene; `keep_image` of a file or
-            camera.
+        frames: What to read; it opens with the first frame that is asked for.
+        max_frames: End after so many; None: with the source.
+    """
+
+    def __init__(self, frames: SocketSource, max_frames: int | None) -> None:
+        super().__init__("", frames)
+        self._source, self._max_frames = frames, max_frames
+
+    def describe(self) -> str:
+        """Say in one line what the source is, without the password that its address may have."""
+        return self._source.describe()
+
+    def __aiter__(self) -> AsyncFrames[object]:
+        return aiter_frames(self._source if self._max_frames is None else _first(self._source, self._max_frames))
+
+
+async def _first(source: SocketSource, count: int) -> AsyncIterator[object]:
+    try:
+        for _ in range(count):
+            try:
+                yield await anext(source)
+            except StopAsyncIteration:
+                return
+    finally:
+        await source.aclose()
+
+
+def open_source(spec: str, **options: Unpack[SourceOptions]) -> BlockingSource | UserSource:
+    """Open a source by its name. Files and devices are opened at once, which blocks; sockets when they are read.
+
+    Args:
+        spec: A path of a video file; ``camera``, ``camera:1`` or ``camera:/dev/video2``; ``scene``; an address that
+            devices send to, such as ``tcp://127.0.0.1:9000?format=csv``, or with ``?connect`` one that they send from;
+            or ``module:callable``, which is imported and called with the options given.
+        **options: Options of the source: `max_frames` and `realtime` of all (what is live knows no other time); `size`
+            of pictures; `frame_rate` of a camera or scene; `loop`, `start_s` of a file; `seed` of a scene; `keep_image`
+            of a file or camera.
 
     Raises:
         SourceError: `spec` names nothing, or it cannot be opened; the text says what is possible.
@@ -106,6 +142,8 @@ def open_source(spec: str, **options: Unpack[SourceOptions]) -> BlockingSource |
         return _open_scene(spec, options)
     if kind == "camera":
         return _open_camera(spec, name, options)
+    if SOCKET.fullmatch(spec):
+        return _open_socket(spec, options)
     if FACTORY.fullmatch(spec) and not Path(spec).exists():
         return _open_factory(spec, options)
     if not Path(spec).suffix and not Path(spec).exists():
@@ -135,6 +173,16 @@ def _open_camera(spec: str, device: str, options: SourceOptions) -> BlockingSour
         max_frames=options.get("max_frames"),
         keep_image=options.get("keep_image", True),
     )
+
+
+def _open_socket(spec: str, options: SourceOptions) -> SocketInput:
+    _refuse_others(spec.partition(":")[0], options, {"max_frames", "realtime"})
+    from partime_async.sockets import connect, listen
+    from partime_async.sockets.address import Address
+
+    count = checked_count("max_frames", options.get("max_frames"))
+    is_dialled = Address.parse(spec).is_dialled
+    return SocketInput(connect(spec) if is_dialled else listen(spec), count)
 
 
 def _open_file(spec: str, options: SourceOptions) -> BlockingSource:
