@@ -104,7 +104,7 @@ class _Classroom:
 def _kept(learner: StageLearner, part: nn.Module) -> Kept:
     passes = list(learner._passes.values())
     own = storages(list(part.parameters()), list(part.buffers()))
-    weights = storages([passed.weights for passed in passes if passed.weights is not None])
+    weights = storages([passed.leaves.tensors for passed in passes if passed.leaves is not None])
     everything = storages(passes, learner._answers)
     activations = sum(size for place, size in everything.items() if place not in own and place not in weights)
     return Kept(activations, sum(size for place, size in weights.items() if place not in own))
