@@ -174,6 +174,7 @@ def demo(
     with errors_told(with_traceback=traceback):
         from partime_async.cli.demo import DemoOptions
         from partime_async.cli.demo import demo as run_demo  # only here: it needs the extra ``serve``
+        from partime_async.cli.serve import end_process
 
         options = DemoOptions(
             port=port,
@@ -183,7 +184,7 @@ def demo(
             is_verbose=verbose,
         )
         code = run_demo(options, loop=loop, is_json=as_json)
-    raise typer.Exit(code)
+    end_process(code)
 
 
 @app.command()
@@ -248,7 +249,7 @@ def serve(
     Only this machine is served unless there is a token. Ctrl-C stops it: exit code 0.
     """
     with errors_told(with_traceback=traceback):
-        from partime_async.cli.serve import ServeOptions
+        from partime_async.cli.serve import ServeOptions, end_process
         from partime_async.cli.serve import serve as serve_model  # only here: it needs the extra ``serve``
 
         parsed = None if size is None else parse_size(size)
@@ -282,7 +283,7 @@ def serve(
             seed=seed,
         )
         code = serve_model(options, loop=loop, is_json=as_json)
-    raise typer.Exit(code)
+    end_process(code)
 
 
 @app.command()

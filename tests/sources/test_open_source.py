@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import partime_async.sources
 from partime_async.errors import ConfigurationError, MissingDependencyError, SourceError
+from partime_async.frame import SourceFrame
 from partime_async.sources import Scene, UserSource, VideoFile, open_source
 from tests.sources.clips import record
 
@@ -153,6 +155,68 @@ def test_open_source_of_a_module_that_fails_to_import_passes_its_error_on() -> N
     """What a user's module itself lacks is not mistaken for a wrong name."""
     with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
         open_source("my_broken:thing")
+
+
+@pytest.mark.parametrize("max_frames", [None, 3])
+def test_open_source_of_an_address_gives_what_devices_send(max_frames: int | None) -> None:
+    """A URL listens when it is read, and ends with the limit."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    source = open_source(f"tcp://127.0.0.1:{port}?format=csv", max_frames=max_frames, realtime=True)
+    assert isinstance(source, UserSource)
+    assert (source.frame_rate, source.frame_count) == (None, None)
+
+    async def frames() -> list[object]:
+        iterator = aiter(source)
+        reading = asyncio.create_task(anext(iterator))
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                break
+            except OSError:
+                await asyncio.sleep(0.01)
+        writer.write(b"1,2\n3,4\n5,6\n7,8\n")
+        taken = [await reading, await anext(iterator), await anext(iterator)]
+        if max_frames is not None:
+            with pytest.raises(StopAsyncIteration):
+                await anext(iterator)
+        await iterator.aclose()
+        writer.close()
+        return taken
+
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        taken = runner.run(frames())
+    assert [frame.value.tolist() for frame in taken if isinstance(frame, SourceFrame)] == [  # type: ignore[union-attr]
+        [[1.0, 2.0]],
+        [[3.0, 4.0]],
+        [[5.0, 6.0]],
+    ]
+    source.close()
+
+
+def test_open_source_of_an_address_to_connect_to_connects() -> None:
+    """With ?connect it is the other side that listens."""
+    source = open_source("udp://127.0.0.1:9000?connect")
+    assert isinstance(source, UserSource)
+    assert source.describe() == "what udp://127.0.0.1:9000 sends"
+
+
+def test_open_source_of_a_broker_does_not_tell_its_password() -> None:
+    """What is shown to people has no secret."""
+    source = open_source("mqtt://me:secret@broker/sensors/#")
+    assert isinstance(source, UserSource)
+    assert source.describe() == "devices that send to mqtt://broker:1883/sensors/#"
+
+
+def test_open_source_of_an_address_with_options_of_pictures_is_refused() -> None:
+    """A socket has no size, and a wrong address says what is right; neither tells a password."""
+    with pytest.raises(ConfigurationError, match=r"'mqtt' has no option size\. It takes max_frames, realtime"):
+        open_source("mqtt://me:secret@broker/a", size=(32, 32))
+    with pytest.raises(ConfigurationError, match="lacks a host or a port"):
+        open_source("tcp://127.0.0.1")
+    with pytest.raises(ConfigurationError, match="max_frames is 0"):
+        open_source("tcp://127.0.0.1:9000", max_frames=0)
 
 
 def test_open_source_with_an_option_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""`partime-async demo`: a page on this machine on which a network learns in front of your eyes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+import webbrowser
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from partime_async.cli.interrupt import Interrupt
+from partime_async.cli.options import LoopKind
+from partime_async.cli.run import _loop_factory
+from partime_async.cli.serve import _logging
+from partime_async.serve import Access, ClientLimits, Server, make_app
+from partime_async.serve.demo import PredictService, TeachableService, predicting_recipe, teachable_recipe
+from partime_async.serve.demo.page import PAGE
+from partime_async.webrtc import Ice
+
+_PATIENCE_S = 1.7
+"""Seconds until a demo that is told to stop is cut off."""
+
+_LEAVE_S = 0.5
+"""Seconds for a browser's connection to be closed in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What `partime-async demo` was told.
+
+    Attributes:
+        port: To listen on, on this machine only; 0: any that is free.
+        opens_browser: Whether the page is opened right away.
+        devices: Of the networks' stages in turn.
+        seed: Of the networks' first weights.
+        is_verbose: Whether what happens is written to stderr, a line each.
+    """
+
+    port: int
+    opens_browser: bool
+    devices: tuple[str, ...] = ("cpu",)
+    seed: int = 0
+    is_verbose: bool = False
+
+
+def demo(options: DemoOptions, *, loop: LoopKind | None = None, is_json: bool = False) -> int:
+    """Serve the page until Ctrl-C or SIGTERM, and return the exit code: 0 then.
+
+    Raises:
+        PartimeError: It cannot be served as asked.
+    """
+    interrupt = Interrupt()
+    torch.manual_seed(options.seed)
+    with (
+        _logging(is_json=is_json) if options.is_verbose else nullcontext(),
+        asyncio.Runner(loop_factory=_loop_factory(loop)) as runner,
+        suppress(asyncio.CancelledError),
+    ):
+        runner.run(_demo(options, interrupt, is_json=is_json))
+    return 0
+
+
+async def _demo(options: DemoOptions, interrupt: Interrupt, *, is_json: bool) -> None:
+    with interrupt:
+        services = {
+            "teach": TeachableService(teachable_recipe(options.devices)),
+            "predict": PredictService(predicting_recipe(options.devices)),
+        }
+        limits = ClientLimits(leave_s=_LEAVE_S)
+        app = make_app(services, access=Access.local(), limits=limits, ice=Ice.loopback(), page=PAGE)
+        stop = asyncio.Event()
+        async with Server(app, port=options.port) as server:
+            interrupt.when(stop.set)
+            _tell(server.url, is_json=is_json)
+            if options.opens_browser:
+                # On a thread nobody waits for: some browsers stay in the call for as long as they run.
+                opening = partial(webbrowser.open, server.url)
+                threading.Thread(target=opening, name="demo browser", daemon=True).start()
+            await stop.wait()
+            patience = threading.Timer(_PATIENCE_S, _cut_off)
+            patience.daemon = True
+            patience.start()
+        patience.cancel()
+
+
+def _tell(url: str, *, is_json: bool) -> None:
+    words = json.dumps({"type": "demo", "url": url}) if is_json else f"The demo is at {url}\nCtrl-C stops it."
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
+def _cut_off() -> None:
+    sys.stderr.write("the demo did not stop in time, and was cut off\n")
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,128 @@
+"""Where to listen or connect: ``tcp://host:port?format=json``."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from partime_async.errors import ConfigurationError
+from partime_async.sockets.formats import FormatName
+
+SCHEMES = ("tcp", "udp", "unix", "ws", "mqtt")
+_DEFAULT_PORTS = {"ws": 80, "mqtt": 1883}
+_OPTIONS = {"format": SCHEMES, "connect": ("tcp", "udp", "unix", "ws"), "qos": ("mqtt",)}
+_EXAMPLES = {
+    "tcp": "tcp://127.0.0.1:9000",
+    "udp": "udp://127.0.0.1:9000",
+    "unix": "unix:///tmp/frames.sock",
+    "ws": "ws://127.0.0.1:9000/frames",
+    "mqtt": "mqtt://127.0.0.1/sensors/+",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One end of a connection.
+
+    Attributes:
+        scheme: ``tcp``, ``udp``, ``unix``, ``ws`` or ``mqtt``.
+        host: Name or number; empty for ``unix``.
+        port: 0, to listen, lets the system choose.
+        path: Of the socket's file, of the WebSocket, or the MQTT topic.
+        format: How messages are written.
+        is_dialled: Whether the URL asks to connect (``?connect``) and not to listen.
+        qos: Of MQTT.
+        username: Of MQTT.
+        password: Of MQTT; never shown.
+    """
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    format: FormatName = FormatName.BINARY
+    is_dialled: bool = False
+    qos: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Return the address a URL names.
+
+        Raises:
+            ConfigurationError: It names none, or one that this system does not have; the caller's fault.
+        """
+        parts = urlsplit(url, allow_fragments=False)  # # is a wildcard of MQTT
+        scheme = parts.scheme
+        if scheme not in SCHEMES:
+            raise ConfigurationError(f"{url!r} is no address. Give one such as {', '.join(_EXAMPLES.values())}.")
+        told = re.sub(r"//[^/@]*@", "//…@", url)  # what stands before the @ is a secret
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise ConfigurationError(f"{told!r}: {error}. Give one such as {_EXAMPLES[scheme]}.") from None
+        options = cls._options(told, scheme, parts.query)
+        if scheme == "unix":
+            return cls._unix(told, unquote(parts.netloc + parts.path), options)
+        port = _DEFAULT_PORTS.get(scheme) if port is None else port
+        if not parts.hostname or port is None:
+            raise ConfigurationError(f"{told!r} lacks a host or a port. Give one such as {_EXAMPLES[scheme]}.")
+        path = unquote(parts.path).lstrip("/") if scheme == "mqtt" else (parts.path or "/")
+        if scheme == "mqtt" and not path:
+            raise ConfigurationError(f"{told!r} lacks a topic. Give one such as {_EXAMPLES[scheme]}.")
+        if scheme in ("tcp", "udp") and path != "/":
+            raise ConfigurationError(f"{told!r} has a path, which {scheme} has not. Give {_EXAMPLES[scheme]}.")
+        return cls(
+            scheme,
+            parts.hostname,
+            port,
+            path,
+            FormatName(options.get("format", "binary")),
+            "connect" in options,
+            int(options.get("qos", "0")),
+            None if parts.username is None else unquote(parts.username),
+            None if parts.password is None else unquote(parts.password),
+        )
+
+    @classmethod
+    def _unix(cls, told: str, path: str, options: dict[str, str]) -> Address:
+        if not hasattr(socket, "AF_UNIX"):
+            raise ConfigurationError(f"{told!r}: this system has no UNIX sockets. Use tcp://127.0.0.1:port.")
+        if not path:
+            raise ConfigurationError(f"{told!r} lacks a path. Give one such as {_EXAMPLES['unix']}.")
+        name = FormatName(options.get("format", "binary"))
+        return cls("unix", path=path, format=name, is_dialled="connect" in options)
+
+    @staticmethod
+    def _options(told: str, scheme: str, query: str) -> dict[str, str]:
+        options = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+        for name in options:
+            if scheme not in _OPTIONS.get(name, ()):
+                known = ", ".join(known for known, schemes in _OPTIONS.items() if scheme in schemes)
+                raise ConfigurationError(f"{told!r} has the unknown option {name!r}. Use {known}.")
+        if options.get("format", "binary") not in tuple(FormatName):
+            raise ConfigurationError(f"{told!r}: there is no such format. Use {', '.join(FormatName)}.")
+        if options.get("qos", "0") not in ("0", "1", "2"):
+            raise ConfigurationError(f"{told!r}: qos is 0, 1 or 2.")
+        return options
+
+    @property
+    def is_datagram(self) -> bool:
+        """Whether messages may get lost and nothing can be pushed back."""
+        return self.scheme == "udp"
+
+    def at(self, port: int) -> Address:
+        """Return the address with the port that the system chose."""
+        return replace(self, port=port)
+
+    def __str__(self) -> str:
+        """Return the URL, without any secret."""
+        query = "" if self.format is FormatName.BINARY else f"?format={self.format}"
+        if self.scheme == "unix":
+            return f"unix://{quote(self.path)}{query}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        path = f"/{self.path}" if self.scheme == "mqtt" else ("" if self.path == "/" else self.path)
+        return f"{self.scheme}://{host}:{self.port}{path}{query}"

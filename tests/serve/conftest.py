@@ -1,0 +1,70 @@
+"""Ground rules of the server's tests: nothing is left behind, and asyncio has nothing to complain about."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+_JOIN_TIMEOUT_S = 10.0
+
+
+def _is_ours(request: pytest.FixtureRequest) -> bool:
+    is_here = request.node.path.parent == Path(__file__).parent
+    return is_here and pytest_asyncio.is_async_test(request.node)
+
+
+class _Complaints(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def _quiet(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail an asynchronous test that leaves one of the library's threads, or that makes asyncio or aiohttp complain."""
+    if not _is_ours(request):
+        yield
+        return
+    before = set(threading.enumerate())
+    complaints = _Complaints()
+    loggers = [logging.getLogger(name) for name in ("asyncio", "aiohttp")]
+    for logger in loggers:
+        logger.addHandler(complaints)
+    yield
+    gc.collect(0)
+    for logger in loggers:
+        logger.removeHandler(complaints)
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(_JOIN_TIMEOUT_S)
+    alive = [thread.name for thread in left if thread.is_alive()]
+    assert not alive, f"the test left threads: {alive}"
+    assert not complaints.texts, f"complaints: {complaints.texts}"
+
+
+@pytest.fixture(autouse=True)
+def _tidy(request: pytest.FixtureRequest, _quiet: None) -> None:
+    """Fail an asynchronous test that leaves a task."""
+    if _is_ours(request):
+        request.getfixturevalue("_no_task_is_left_here")
+
+
+@pytest_asyncio.fixture
+async def _no_task_is_left_here() -> AsyncIterator[None]:
+    """Look at the tasks while the test's loop is still there."""
+    yield
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:  # aiohttp's own, of connections that are closing
+        await asyncio.wait(left, timeout=1.0)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"the test left tasks: {left}"

