@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    run a network over a moving scene and show what happens"
+	@echo "make demo    a page on which a network learns before your eyes"
 	@echo "make test    run the tests"
 	@echo "make check   format, lint, types, import layers"
 	@echo "make bench   measure and rewrite the tables of README.md"
@@ -26,7 +26,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/partime-async run scene --stages 2 --frames 300
+	$(BIN)/partime-async demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

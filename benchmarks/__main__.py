@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import hop, latency, machine, memory, scaling, throughput, throughput_cuda
-from benchmarks.learning import catalogue
+from benchmarks import clients, hop, latency, machine, memory, scaling, sockets, throughput, throughput_cuda
+from benchmarks.learning import catalogue as learning
+from benchmarks.live import catalogue as live
 from benchmarks.readme import replace_table
 from benchmarks.record import BenchmarkError, Report
 from benchmarks.rounds import say
@@ -25,7 +26,10 @@ BENCHMARKS = {
     "latency": Benchmark("from a frame's arrival to its result", latency.run, latency.tables),
     "memory": Benchmark("a million frames, a slow consumer", memory.run, memory.tables),
     "hop": Benchmark("what the parts of a hop cost", hop.run, hop.tables),
-    **catalogue.BENCHMARKS,
+    **learning.BENCHMARKS,
+    **live.BENCHMARKS,
+    "sockets": Benchmark("devices that send over sockets", sockets.run, sockets.tables),
+    **clients.BENCHMARKS,
 }
 ON_CUDA = {
     "throughput": Benchmark("frames/s of stages on one GPU", throughput_cuda.run, throughput_cuda.tables),

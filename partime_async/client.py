@@ -146,7 +146,8 @@ def encode(
     """Return a message as bytes.
 
     Args:
-        array: A tensor without the batch dimension, at most 8 dimensions; lists become float32; None: there is none.
+        array: A tensor without the batch dimension, at most 8 dimensions; lists become float32, and a whole number,
+            such as the label of a class, int64; None: there is none.
         sequence: Number of the frame, from 0.
         captured_at: When it was captured, in seconds of `clock`; None: unknown.
         kind: What it is.
@@ -161,8 +162,9 @@ def encode(
         values, number = _NOTHING, 0
         shape: tuple[int, ...] = ()
     else:
-        values = np.ascontiguousarray(array if isinstance(array, np.ndarray) else np.asarray(array, np.float32))
-        shape = np.shape(array)
+        plain = np.int64 if isinstance(array, int) else np.float32
+        found = array if isinstance(array, np.ndarray | np.generic) else np.asarray(array, plain)
+        values, shape = np.ascontiguousarray(found), found.shape
         number = _NUMBERS.get(values.dtype.newbyteorder("="), 0)
         if not number or len(shape) > MAX_DIMENSIONS:
             raise ValueError(
@@ -286,7 +288,7 @@ class Sender:
         Args:
             values: The frame without the batch dimension; lists become float32.
             captured_at: Seconds of `time.monotonic`; now, if None.
-            target: What the network should say to it, for a pipeline that learns.
+            target: What the network should say to it, for a pipeline that learns: an array, or the number of a class.
             wants_reply: Ask for the result; read it with `receive`.
 
         Returns:

@@ -16,7 +16,7 @@ import torch
 
 from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.options import LoopKind
-from partime_async.cli.run import _loop_factory
+from partime_async.cli.run import loop_factory
 from partime_async.cli.serve import _logging
 from partime_async.serve import Access, ClientLimits, Server, make_app
 from partime_async.serve.demo import PredictService, TeachableService, predicting_recipe, teachable_recipe
@@ -59,7 +59,7 @@ def demo(options: DemoOptions, *, loop: LoopKind | None = None, is_json: bool = 
     torch.manual_seed(options.seed)
     with (
         _logging(is_json=is_json) if options.is_verbose else nullcontext(),
-        asyncio.Runner(loop_factory=_loop_factory(loop)) as runner,
+        asyncio.Runner(loop_factory=loop_factory(loop)) as runner,
         suppress(asyncio.CancelledError),
     ):
         runner.run(_demo(options, interrupt, is_json=is_json))

@@ -37,7 +37,7 @@ def show_plan(options: PlanOptions, *, is_json: bool) -> None:
     Raises:
         PartimeError: It cannot be planned as asked.
     """
-    shape = _shape(options)
+    shape = frame_shape(options)
     torch.manual_seed(0)
     console = Console(highlight=False)
     module = build(options.model).eval()
@@ -103,7 +103,12 @@ def _figure(throughput: float, latency_s: float | None) -> Text:
     return text
 
 
-def _shape(options: PlanOptions) -> tuple[int, ...]:
+def frame_shape(options: PlanOptions) -> tuple[int, ...]:
+    """Return the shape of the frames, with the batch dimension.
+
+    Raises:
+        ConfigurationError: It is not known, or was given twice.
+    """
     if options.shape is not None:
         if options.size is not None:
             raise ConfigurationError("--size and --shape say the same thing twice. Give one of the two.")

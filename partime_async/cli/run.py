@@ -50,7 +50,7 @@ def run(options: RunOptions, *, loop: LoopKind | None, is_json: bool, with_trace
     interrupt = Interrupt()
     job = Job(options, told, interrupt)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner, suppress(asyncio.CancelledError):
+        with asyncio.Runner(loop_factory=loop_factory(loop)) as runner, suppress(asyncio.CancelledError):
             runner.run(job.run())
     except ConfigurationError as error:
         job.error = error
@@ -178,7 +178,12 @@ def _model(options: RunOptions) -> nn.Module:
     return build(options.model).eval()
 
 
-def _loop_factory(loop: LoopKind | None) -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory(loop: LoopKind | None) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop that was asked for; uvloop's, where there is one and nobody asked.
+
+    Raises:
+        ConfigurationError: uvloop was asked for and is not installed.
+    """
     if loop is not LoopKind.ASYNCIO:
         try:
             import uvloop

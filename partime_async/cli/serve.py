@@ -28,8 +28,8 @@ from partime_async.checkpoint import read
 from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.lessons import LearnOptions, Lesson
 from partime_async.cli.options import LoopKind
-from partime_async.cli.plan import PlanOptions, _shape
-from partime_async.cli.run import _loop_factory
+from partime_async.cli.plan import PlanOptions, frame_shape
+from partime_async.cli.run import loop_factory
 from partime_async.errors import ConfigurationError
 from partime_async.frame import Value
 from partime_async.learning import Learner
@@ -86,7 +86,7 @@ def serve(options: ServeOptions, *, loop: LoopKind | None, is_json: bool) -> int
     interrupt = Interrupt()
     with (
         _logging(is_json=is_json),
-        asyncio.Runner(loop_factory=_loop_factory(loop)) as runner,
+        asyncio.Runner(loop_factory=loop_factory(loop)) as runner,
         suppress(asyncio.CancelledError),
     ):
         runner.run(_serve(options, interrupt, is_json=is_json))
@@ -145,7 +145,7 @@ def end_process(code: int) -> NoReturn:
 
 
 def _service(options: ServeOptions) -> tuple[Pipeline, ModelService | HeadService]:
-    shape = _shape(options.plan)
+    shape = frame_shape(options.plan)
     torch.manual_seed(options.seed)
     module, example = build(options.plan.model).eval(), torch.rand(shape)
     if options.weights is not None:

@@ -22,6 +22,9 @@ _FRAME_RATE = 30.0
 _LAST_WORDS_S = 0.1
 """For what was said last, such as why, to go out before the connection ends."""
 
+_UNSAID = 8
+"""Messages kept until there is a channel for them."""
+
 _REASONS = {
     CloseReason.LEFT: Left.BYE,
     CloseReason.SILENT: Left.SILENT,
@@ -55,6 +58,8 @@ class WebRTCClient(Client):
         self._picture = PictureTrack(frame_rate=_FRAME_RATE)
         self._control: DataChannel | None = None
         self._telemetry: DataChannel | None = None
+        self._unsaid: list[str] = []
+        self._can_speak = asyncio.Event()
         self._counts = {"shown": 0, "told": 0, "untold": 0, "replies": 0, "unreplied": 0}
 
     async def answer(self, offer: Description) -> Description:
@@ -87,11 +92,18 @@ class WebRTCClient(Client):
                 working = [tasks.create_task(work) for work in (self._live(), self._hear(), self._find_telemetry())]
                 why = await self.gone()
                 if why.partition(":")[0] not in _WITHOUT_WORDS:
-                    await asyncio.sleep(_LAST_WORDS_S)
+                    await self._say_last_words()
                 for task in working:
                     task.cancel()
         finally:
             await self.abandon()
+
+    async def _say_last_words(self) -> None:
+        """Let what was said last go out; if the service gave up at once, that is before there is a channel for it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5 * self._limits.leave_s):
+                await self._can_speak.wait()
+        await asyncio.sleep(_LAST_WORDS_S)
 
     async def _live(self) -> None:
         reason = await self._peer.closed()
@@ -100,9 +112,13 @@ class WebRTCClient(Client):
     async def _hear(self) -> None:
         with suppress(SourceError):  # the connection ended before there was one
             self._control = await self._peer.channel(CONTROL)
-            async for message in self._control:
+            for text in self._unsaid:
+                self._control.send(text)
+            self._unsaid.clear()
+            self._can_speak.set()
+            async for raw in self._control:
                 try:
-                    said = json.loads(message)
+                    said = json.loads(raw)
                 except (ValueError, RecursionError) as error:
                     self.refuse(f"no JSON: {error!s:.80}. Send an object.")
                     continue
@@ -152,7 +168,11 @@ class WebRTCClient(Client):
 
     def reply(self, message: Message) -> bool:
         """Send a message; see `Client.reply`."""
-        is_sent = self._control is not None and self._control.send_json(message)
+        if self._control is None and len(self._unsaid) < _UNSAID:
+            self._unsaid.append(json.dumps(message, allow_nan=False))
+            is_sent = True
+        else:
+            is_sent = self._control is not None and self._control.send_json(message)
         self._counts["replies" if is_sent else "unreplied"] += 1
         return is_sent
 

@@ -22,6 +22,11 @@ _EXAMPLES = {
 }
 
 
+def without_secret(url: str) -> str:
+    """Return a URL as it may be shown: without what stands before the @."""
+    return re.sub(r"//[^/]*@", "//…@", url)
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """One end of a connection.
@@ -59,7 +64,7 @@ class Address:
         scheme = parts.scheme
         if scheme not in SCHEMES:
             raise ConfigurationError(f"{url!r} is no address. Give one such as {', '.join(_EXAMPLES.values())}.")
-        told = re.sub(r"//[^/@]*@", "//…@", url)  # what stands before the @ is a secret
+        told = without_secret(url)
         try:
             port = parts.port
         except ValueError as error:

@@ -168,6 +168,10 @@ class ConnectedSource:
             await asyncio.wait([greeting])
         if connection is not None:
             self._last = connection.statistics()
+            # The link's own count goes with it; the account goes on.
+            if connection.link.overflowed:
+                self._accounts.messages += connection.link.overflowed
+                self._accounts.dropped["full"] += connection.link.overflowed
             await to_the_end(connection.link.aclose(self._limits.close_s), name="partime source closing")
 
     def statistics(self) -> SocketStatistics:

@@ -161,7 +161,7 @@ class Connection:
                     raise WireError("empty", "a frame has no values. Send at least one number.")
                 is_target = message.kind is Kind.TARGET
                 try:
-                    value = self._reading.tensor(message) if is_target else self._reading.value(message)
+                    value = self._reading.target(message) if is_target else self._reading.value(message)
                 except WireError:
                     raise
                 except FrameError as error:

@@ -94,7 +94,7 @@ class StreamDoor:
     def shut(self) -> None:
         """Let nobody in any more."""
         if self._server is not None:
-            self._server.close()
+            stop_accepting(self._server)
 
     async def aclose(self) -> None:
         """Give the socket back, and its file."""
@@ -105,6 +105,20 @@ class StreamDoor:
         if self._address.scheme == "unix":
             path = Path(self._address.path)
             await in_thread(lambda: path.unlink(missing_ok=True), name="partime unix socket")
+
+
+def stop_accepting(server: asyncio.Server) -> None:
+    """Accept nobody any more; close the server a few turns of the loop later.
+
+    asyncio accepts in one turn and makes the transport in the next. If the server is closed in between, it forgets the
+    accepted socket, and whoever connected waits until the garbage collector comes by.
+    """
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, asyncio.SelectorEventLoop):
+        for found in server.sockets:
+            loop.remove_reader(found.fileno())
+    else:
+        server.close()
 
 
 def _make_way(path: str) -> None:

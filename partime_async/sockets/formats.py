@@ -137,7 +137,7 @@ class JsonLines:
         if kind in (Kind.HELLO, Kind.BYE):
             return (Message(np.zeros(0, np.uint8), sequence, kind=kind),)
         if kind is Kind.TARGET:
-            return (Message(_array(line.target if line.values is None else line.values), sequence, kind=kind),)
+            return (Message(_target(line.target if line.values is None else line.values), sequence, kind=kind),)
         frame = Message(
             _array(line.values),
             sequence,
@@ -149,7 +149,7 @@ class JsonLines:
         self._next = sequence + 1
         if line.target is None:
             return (frame,)
-        return (Message(_array(line.target), sequence, kind=Kind.TARGET), frame)
+        return (Message(_target(line.target), sequence, kind=Kind.TARGET), frame)
 
     def encode(self, message: Message) -> bytes:
         """Return the message as a line."""
@@ -170,16 +170,29 @@ class JsonLines:
 _JSON_KINDS = {kind.name.lower(): kind for kind in (Kind.FRAME, Kind.TARGET, Kind.RESULT, Kind.HELLO, Kind.BYE)}
 
 
-def _array(values: object) -> Array:
-    """Return numbers, in lists of equal length, as float32; what is too large for that is infinite."""
+def _numbers(values: object) -> Array:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise WireError("values", f"the values are no tensor: {error}.") from None
     if array.dtype.kind not in "fiub" or not array.size or array.ndim > wire.MAX_DIMENSIONS:
         raise WireError("values", f"the values are {array.dtype} of shape {array.shape}. Send lists of numbers.")
+    return array
+
+
+def _array(values: object) -> Array:
+    """Return numbers, in lists of equal length, as float32; what is too large for that is infinite."""
     with np.errstate(over="ignore"):
-        return np.atleast_1d(array.astype(np.float32, copy=False))
+        return np.atleast_1d(_numbers(values).astype(np.float32, copy=False))
+
+
+def _target(values: object) -> Array:
+    """Return numbers as float32, but whole ones as they are: labels of classes."""
+    array = _numbers(values)
+    if array.dtype.kind in "iu":
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
 
 
 class Csv:

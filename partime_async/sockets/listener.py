@@ -19,6 +19,8 @@ from partime_async.sockets.wire import HEADER, Kind
 _log = logging.getLogger(__name__)
 
 _KIND_OFFSET = 7
+_TURNS = 3
+"""Of the loop, after which a connection that had been accepted has come in, and can be told that it is too late."""
 
 
 class Listener:
@@ -44,6 +46,7 @@ class Listener:
         self._limits, self._serve = limits, serve
         self._door = make_door(address, limits, self, origins=origins)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unserved: set[Link] = set()
         self._is_open = False
 
     @property
@@ -80,10 +83,15 @@ class Listener:
             return
         self._is_open = False
         self._door.shut()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
+        for link in self._unserved:  # a task that is cancelled before its first step never gets to its `finally`
+            await link.aclose(self._limits.close_s)
+        self._unserved.clear()
         await self._door.aclose()
 
     async def all_served(self) -> None:
@@ -105,6 +113,7 @@ class Listener:
 
     def enter(self, link: Link) -> asyncio.Task[None]:
         """Begin to serve a connection; see `door.Guests`."""
+        self._unserved.add(link)
         task = asyncio.get_running_loop().create_task(self._run(link), name=f"partime client {link.peer}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -122,6 +131,7 @@ class Listener:
         return b'"bye"' in data[:256] or data.startswith(b"# bye")
 
     async def _run(self, link: Link) -> None:
+        self._unserved.discard(link)
         try:
             await self._serve(link)
         except Exception:

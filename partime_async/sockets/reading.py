@@ -68,6 +68,12 @@ class Reading:
         """Return the network's input in a frame's message."""
         return self.tensor(message) if self.to_value is None else self.to_value(message)
 
+    def target(self, message: Message) -> Tensor:
+        """Return what the network should say, with a batch dimension in front: whole numbers stay such, as int64."""
+        if message.array.dtype.kind in "iu":
+            return torch.from_numpy(message.array.astype(np.int64))[None]
+        return self.tensor(message)
+
     def tensor(self, message: Message) -> Tensor:
         """Return a message's array with a batch dimension in front, in memory of its own."""
         array = message.array

@@ -27,7 +27,7 @@ from partime_async.frame import Result, SourceFrame, Value
 from partime_async.iteration import aiter_frames
 from partime_async.overflow import FeedOptions
 from partime_async.pipeline import Pipeline
-from partime_async.sockets.accounts import ClientStatistics
+from partime_async.sockets.accounts import ClientAccounts, ClientStatistics
 from partime_async.sockets.address import Address
 from partime_async.sockets.answers import Answer, answer_messages
 from partime_async.sockets.connection import Connection
@@ -84,8 +84,9 @@ class SensorServer:
     Args:
         pipeline: Entered; it takes one tensor a frame, with the batch dimension that is put in front of what comes.
         url: ``tcp://127.0.0.1:9000``, ``udp://…``, ``unix:///path`` or ``ws://host:port/path``; ``?format=json`` or
-            ``?format=csv`` if devices do not speak the binary format. Who reaches that address can connect, there is no
-            password: choose 127.0.0.1, or a network where everybody may.
+            ``?format=csv`` if devices do not speak the binary format; ``mqtt://broker/topic/+``, where each topic is a
+            client. Who reaches that address can connect, there is no password: choose 127.0.0.1, or a network where
+            everybody may.
         overflow: Of each client's feed; see `Pipeline.feed`.
         max_age_s: Of each client's feed.
         capacity: Of each client's feed.
@@ -190,6 +191,7 @@ class SensorServer:
             self._limits,
             self._reading,
             number=number,
+            accounts=guest.accounts,
             on_late_target=guest.labels.late_target,
         )
         self._guests[number] = guest
@@ -214,9 +216,8 @@ class SensorServer:
 class _Labels:
     """Targets that come behind their frames: kept until the frame's number in the pipeline is known."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.refused = 0
-        self._pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, accounts: ClientAccounts) -> None:
+        self._pipeline, self._accounts = pipeline, accounts
         self._indices: OrderedDict[int, int] = OrderedDict()
         self._waiting: OrderedDict[int, Tensor] = OrderedDict()
         self._due: list[tuple[int, Tensor]] = []
@@ -228,9 +229,9 @@ class _Labels:
             self._due.append((index, target))
             return
         self._waiting[sequence] = target
-        if len(self._waiting) > _REMEMBERED:
+        if len(self._waiting) > _REMEMBERED:  # of frames that were dropped
             self._waiting.popitem(last=False)
-            self.refused += 1
+            self._refuse()
 
     def result(self, sequence: int, index: int) -> None:
         """Take note of which frame of the pipeline a client's frame has become."""
@@ -249,7 +250,11 @@ class _Labels:
             try:
                 await self._pipeline.label(index, target)
             except (LabelError, ConfigurationError):
-                self.refused += 1
+                self._refuse()
+
+    def _refuse(self) -> None:
+        self._accounts.targets -= 1
+        self._accounts.dropped["target"] += 1
 
 
 class _Guest:
@@ -257,7 +262,8 @@ class _Guest:
 
     def __init__(self, pipeline: Pipeline, feed: Feed, *, is_lossy: bool) -> None:
         self.connection: Connection
-        self.labels = _Labels(pipeline)
+        self.accounts = ClientAccounts()
+        self.labels = _Labels(pipeline, self.accounts)
         self._feed = feed
         self._is_lossy = is_lossy
 
@@ -290,13 +296,14 @@ class _Guest:
         frames = aiter_frames(connection if prepare is None else prepare(connection))
         try:
             async for frame in frames:
+                await self.labels.give()  # before the frame they came in front of, so that they are not later still
                 try:
                     await feed.put(frame.value, frame.target, captured_at=frame.captured_at, context=frame)
                 except FrameError as error:
                     await connection.complain(error)
                 except FeedFull:
                     continue  # the feed has counted it
-                await self.labels.give()
+            await self.labels.give()
         except FeedClosed:
             pass  # the pipeline is being left
         finally:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from partime_async.errors import MissingDependencyError
 from partime_async.sockets.address import Address
-from partime_async.sockets.door import BACKLOG, Guests
+from partime_async.sockets.door import BACKLOG, Guests, stop_accepting
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.wire import WireError
 
@@ -197,7 +197,7 @@ class WebSocketDoor:
     def shut(self) -> None:
         """Let nobody in any more."""
         if self._server is not None:
-            self._server.close()
+            stop_accepting(self._server)
 
     async def aclose(self) -> None:
         """Give the socket back, and cut what never became a WebSocket."""

@@ -54,6 +54,10 @@ async def shut(connection: RTCPeerConnection, receptions: Iterable[Reception], t
     for transport in ice_transports(connection):
         # One that is closed while it connects would start asking for consent afterwards, and never stop.
         transport._connection.query_consent = _no_consent  # type: ignore[method-assign]
+    for transceiver in connection.getTransceivers():
+        # And it would start to send and to receive, for ever.
+        transceiver.sender.send = _nothing  # type: ignore[method-assign,assignment]
+        transceiver.receiver.receive = _nothing  # type: ignore[method-assign,assignment]
     # Their threads are the one thing that would keep the interpreter alive: first, and each on its own.
     decoders = [asyncio.ensure_future(each.stop_decoder()) for each in receptions]
     closing = asyncio.ensure_future(_close(connection, decoders))
@@ -79,6 +83,10 @@ async def _close(connection: RTCPeerConnection, decoders: list[asyncio.Task[None
 
 async def _no_consent() -> None:
     """Take the place of aioice's own watch over the other side."""
+
+
+async def _nothing(*_: object) -> None:
+    """Take the place of a start that comes too late."""
 
 
 def _cut_off(connection: RTCPeerConnection) -> None:

@@ -86,7 +86,10 @@ class WebRTCFrames:
         self._delivered = self._failed = self._let_go = self._converting = 0
         self._resolution: tuple[int, int] | None = None
         self._changes = 0
-        self._is_closed = False
+        self._is_closed = self._is_waiting = False
+        # A peer's video may have had another reader before: what that one saw does not count here.
+        self._before = (intake.received - intake.waiting, intake.superseded)
+        self._final: tuple[int, int, int] | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -100,7 +103,7 @@ class WebRTCFrames:
 
         Cancellation: safe; a picture that is being converted is let go, and counted as superseded.
         """
-        arrival = None if self._is_closed else await self._intake.take()
+        arrival = None if self._is_closed else await self._take()
         if arrival is None:
             await self.aclose()
             raise StopAsyncIteration
@@ -121,14 +124,14 @@ class WebRTCFrames:
 
     def statistics(self) -> WebRTCStatistics:
         """Return what became of the pictures so far."""
-        intake = self._intake
-        reception = None if intake.reception is None else intake.reception.statistics()
+        received, superseded, waiting = self._final or self._counts()
+        reception = None if self._intake.reception is None else self._intake.reception.statistics()
         return WebRTCStatistics(
-            received=intake.received,
+            received=received,
             delivered=self._delivered,
-            superseded=intake.superseded + self._let_go,
+            superseded=superseded + self._let_go,
             failed=self._failed,
-            waiting=intake.waiting + self._converting,
+            waiting=waiting + self._converting,
             undecodable=None if reception is None else reception.undecodable,
             skipped=None if reception is None else reception.skipped,
             key_frames_asked=None if reception is None else reception.key_frames_asked,
@@ -154,12 +157,17 @@ class WebRTCFrames:
         """
         self._is_closed = True
         if self._draining is None:
-            self._intake.interrupt()  # the peer's, for another reader to go on with
+            # The peer's own: another reader may go on with it, and gets the picture that waits.
+            if self._final is None:
+                received, superseded, waiting = self._counts()
+                self._final = (received, superseded + waiting, 0)
+            if self._is_waiting:
+                self._intake.interrupt()
         else:
             self._intake.end()
-        if self._draining is not None and not isinstance(self._intake.track, RemoteStreamTrack):
-            self._draining.cancel()
-            await asyncio.wait([self._draining])
+            if not isinstance(self._intake.track, RemoteStreamTrack):
+                self._draining.cancel()
+                await asyncio.wait([self._draining])
         await self._worker.aclose()
 
     async def __aenter__(self) -> Self:
@@ -169,6 +177,18 @@ class WebRTCFrames:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    async def _take(self) -> Arrival | None:
+        is_first, self._is_waiting = not self._is_waiting, True
+        try:
+            return await self._intake.take()
+        finally:
+            self._is_waiting = not is_first  # a second task is refused, and the first goes on waiting
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Return how many pictures came, were superseded and wait, as far as this reader is concerned."""
+        received, superseded = self._before
+        return self._intake.received - received, self._intake.superseded - superseded, self._intake.waiting
 
     def _check_resolution(self, arrival: Arrival) -> None:
         came, before = (arrival.frame.height, arrival.frame.width), self._resolution

@@ -1,4 +1,4 @@
-"""Ground rules of the server's tests: nothing is left behind, and asyncio has nothing to complain about."""
+"""Ground rules of the server's tests: nothing is left behind or blocked, and asyncio has nothing to complain of."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from blockbuster import BlockBuster
 
 _JOIN_TIMEOUT_S = 10.0
+
+_ALLOWED_TO_BLOCK = (
+    # The thread's last statement has run, or is about to: nothing is left that it could wait for.
+    ("partime_async/devices/cpu.py", {"aclose"}),
+    ("partime_async/offload.py", {"in_thread"}),
+)
 
 
 def _is_ours(request: pytest.FixtureRequest) -> bool:
@@ -50,6 +57,21 @@ def _quiet(request: pytest.FixtureRequest) -> Iterator[None]:
     alive = [thread.name for thread in left if thread.is_alive()]
     assert not alive, f"the test left threads: {alive}"
     assert not complaints.texts, f"complaints: {complaints.texts}"
+
+
+@pytest.fixture(autouse=True)
+def _loop_is_never_blocked_here(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail an asynchronous test in which the library sleeps, waits for a lock or reads a file on the loop's thread."""
+    if not _is_ours(request):
+        yield
+        return
+    guard = BlockBuster("partime_async")
+    for function in guard.functions.values():
+        for file, functions in _ALLOWED_TO_BLOCK:
+            function.can_block_in(file, functions)
+    guard.activate()
+    yield
+    guard.deactivate()
 
 
 @pytest.fixture(autouse=True)

@@ -148,6 +148,16 @@ async def test_offers_that_cannot_be_read_are_refused() -> None:
         assert 'partime_refused_total{cause="offer"} 3.0' in await rig.text("metrics")
 
 
+async def test_camera_whose_service_gives_up_at_once_hears_why() -> None:
+    """Before there is even a channel to say it."""
+    service = Mirror()
+    service.failure = ValueError("not today")
+    async with serving(service, limits=ClientLimits(leave_s=4.0)) as rig, rig.call() as caller:
+        assert await caller.said() == {"type": "error", "error": "ValueError: not today"}
+        assert str((await caller.said())["reason"]).startswith("failed")
+        await rig.empty()
+
+
 async def test_camera_chooses_among_services() -> None:
     """By name; without one it gets the first."""
     first, second = Mirror(), Mirror()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import stat
@@ -13,13 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from queue import Queue
 
 import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
 
+from partime_async.cli.app import app
+from partime_async.cli.serve import _is_news, _Lossy
 from partime_async.client import decode, encode
 from partime_async.webrtc import Description, Peer, PictureTrack
 
@@ -206,12 +211,35 @@ def test_server_with_a_certificate_speaks_https(start: Start, tmp_path: Path) ->
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
 )
 def test_server_that_cannot_be_as_asked_says_so_in_one_line(
-    start: Start, arguments: tuple[str, ...], words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:
     """Exit code 2, and what to do about it."""
-    process = start(*arguments)
-    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, stdout) == (2, "")
-    last = stderr.splitlines()[-1]
+    (tmp_path / "users_own.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_own", raising=False)
+    ended = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"}).invoke(app, ["serve", *arguments])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    last = ended.stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert words in last
+
+
+def test_log_of_the_command_leaves_out_what_aiortc_abandons() -> None:
+    """A client that vanishes is one line of ours, not a traceback of its; other complaints are heard."""
+
+    def record(name: str, words: str) -> logging.LogRecord:
+        return logging.LogRecord(name, logging.ERROR, "", 0, words, (), None)
+
+    assert not _is_news(record("asyncio", "Task exception was never retrieved\nfuture: <Task ... /aiortc/x.py:1>"))
+    assert _is_news(record("asyncio", "Task exception was never retrieved\nfuture: <Task ... /users_own.py:1>"))
+    assert _is_news(record("partime_async.serve", "client.left why=aiortc"))
+
+
+def test_log_whose_reader_has_stopped_loses_lines_and_holds_nobody_up() -> None:
+    """Nothing waits for whoever reads stderr."""
+    queue: Queue[logging.LogRecord] = Queue(2)
+    handler = _Lossy(queue)
+    for number in range(5):
+        handler.handle(logging.LogRecord("x", logging.INFO, "", 0, f"line {number}", (), None))
+    assert [queue.get_nowait().getMessage() for _ in range(queue.qsize())] == ["line 0", "line 1"]

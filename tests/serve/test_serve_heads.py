@@ -38,7 +38,9 @@ async def taught(rig: Rig, key: str, label: int | None, frames: int = 12) -> tor
         for number in range(frames):
             await stream.send(FRAME, number, target=None if label is None else torch.tensor(label))
             outputs.append(torch.from_numpy((await stream.result()).array))
-    await rig.empty()
+    service = rig.roster.services["main"]
+    assert isinstance(service, HeadService)
+    await rig.until(lambda: service._count == 0)  # its place is free before its head is put away
     return outputs[0]
 
 

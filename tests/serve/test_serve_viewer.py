@@ -25,6 +25,12 @@ ARGUMENTS = [
 ]
 PLAYING = "() => document.getElementById('result').getVideoPlaybackQuality().totalVideoFrames > 5"
 
+REMEMBER_STATES = """() => {
+  window.states = [];
+  const state = document.getElementById('state');
+  new MutationObserver(() => window.states.push(state.textContent)).observe(state, {childList: true});
+}"""
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
@@ -74,13 +80,15 @@ async def test_viewer_whose_server_ends_the_visit_connects_again(tmp_path: Path)
     service = Mirror()
     async with serving(service, page=VIEWER) as rig, browsing(tmp_path) as (page, errors):
         await page.goto(rig.url)
+        await page.evaluate(REMEMBER_STATES)
         await page.get_by_role("button", name="Start the camera").click()
         await rig.until(lambda: len(service.here) == 1)
         await page.get_by_text("Live", exact=True).wait_for()
         service.here[0].close("time")
-        await page.get_by_text("goodbye: time").wait_for()
         await rig.until(lambda: len(service.seen) == 2)
         await page.get_by_text("Live", exact=True).wait_for()
+        states = await page.evaluate("window.states")
+        assert any("goodbye: time" in state for state in states), states
         assert service.seen[0].key == service.seen[1].key
         await page.get_by_role("button", name="Stop").click()
         await rig.empty()

@@ -35,7 +35,12 @@ def test_address_of_mqtt_never_shows_its_password() -> None:
     assert (address.username, address.password, address.path, address.qos) == ("me", "pass@word", "a/b", 1)
     assert (address.host, address.port) == ("broker", 1883)
     assert "pass" not in f"{address} {address!r}"
-    for wrong in ("mqtt://me:password@broker", "mqtt://me:password@broker:x/a", "mqtt://me:password@broker/a?qos=7"):
+    for wrong in (
+        "mqtt://me:pass@password@broker",
+        "mqtt://me:password@broker",
+        "mqtt://me:password@broker:x/a",
+        "mqtt://me:password@broker/a?qos=7",
+    ):
         with pytest.raises(ConfigurationError) as caught:
             Address.parse(wrong)
         assert "password" not in str(caught.value)

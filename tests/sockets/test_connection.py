@@ -72,6 +72,17 @@ async def test_connection_gives_a_target_to_its_frame_or_to_who_takes_late_ones(
     assert dict(connection.statistics().dropped) == {"target": 1}
 
 
+async def test_connection_keeps_the_label_of_a_class_a_whole_number() -> None:
+    """Cross-entropy takes int64 of shape (batch,); other targets become float32 with the batch dimension."""
+    for sent, wanted in ((7, torch.tensor([7])), (np.uint8(7), torch.tensor([7])), ([7.5], torch.tensor([[7.5]]))):
+        async with pair() as (connection, theirs):
+            theirs.sendall(wire.encode(sent, sequence=0, kind=Kind.TARGET) + frame(0) + goodbye(1))
+            [got] = [each.target async for each in connection]
+        assert isinstance(got, Tensor)
+        assert got.dtype is wanted.dtype
+        assert torch.equal(got, wanted)
+
+
 async def test_connection_keeps_few_targets_whose_frames_never_come() -> None:
     """Memory is bounded: the oldest of too many waiting targets is forgotten."""
     async with pair() as (connection, theirs):
@@ -180,4 +191,4 @@ async def test_late_target_without_a_learner_is_refused_and_harms_nothing() -> N
         await server.all_left()
         [client] = server.statistics().clients
     check(client)
-    assert (client.targets, client.frames, client.closed) == (1, 3, "bye")
+    assert (client.targets, dict(client.dropped), client.frames, client.closed) == (0, {"target": 1}, 3, "bye")

@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import struct
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -180,6 +181,20 @@ async def test_clients_that_come_and_go_and_send_anything_leave_nothing() -> Non
     for client in clients:
         check(client)
         assert client.closed in ("bye", "end", "reset", "cut_off", "malformed")
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_clients_that_come_while_the_server_is_left_are_closed_too(turns: int) -> None:
+    """Whatever step of coming in they are at, nothing of them stays behind."""
+    async with serving() as server:
+        found = [socket.create_connection(("127.0.0.1", port_of(server.url))) for _ in range(5)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    for each in found:
+        each.settimeout(5.0)
+        with suppress(ConnectionError):
+            assert each.recv(1000) is not None  # a word, an end or a reset: not nothing for ever
+        each.close()
 
 
 async def test_datagrams_of_rubbish_are_counted_and_the_next_one_is_read() -> None:

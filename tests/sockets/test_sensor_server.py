@@ -346,7 +346,7 @@ async def test_server_left_with_clients_inside_leaves_nothing(url: str) -> None:
             assert server.statistics().connected == 0
             for client in server.statistics().clients:
                 check(client)
-        assert pipeline.statistics().frames.in_flight == 0
+        await until(lambda: pipeline.statistics().frames.in_flight == 0)
 
 
 async def test_server_whose_respond_raises_ends_that_client_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -137,9 +137,18 @@ async def test_frames_closed_while_read_end_there_and_another_reader_goes_on() -
         await asyncio.sleep(0)
         await frames.aclose()
         assert await reader is None
+        await call.show(2)
         async with webrtc_frames(call.video) as others:
+            waiting = asyncio.ensure_future(next_of(others))
+            assert number_of((await waiting).image) == 2
+            waiting = asyncio.ensure_future(next_of(others))
+            await asyncio.sleep(0)
+            await frames.aclose()
             await call.show(3)
-            assert number_of((await next_of(others)).image) == 3
+            assert number_of((await waiting).image) == 3
+            for each in (frames, others):
+                assert_accounted(each.statistics())
+            assert (frames.statistics().received, others.statistics().received) == (0, 2)
 
 
 async def test_frames_cancelled_while_waiting_lose_nothing() -> None:

@@ -42,7 +42,7 @@ class Mode:
         """Forget what the mode knows beside the weights."""
 
     def left(self, visitor: Visitor) -> None:
-        """Take note that a browser has gone."""
+        """Take note that a browser leaves what it watches."""
 
     async def work(self) -> None:
         """Do what goes on for as long as the service runs, until cancelled."""
@@ -142,7 +142,6 @@ class Desk(Mode, ABC):
             finally:
                 del self.visitors[client]
                 self._leave_show(visitor)
-                self.left(visitor)
                 self.announce()
 
     def announce(self) -> None:
@@ -183,16 +182,14 @@ class Desk(Mode, ABC):
     # -- shows ----------------------------------------------------------------------------------------------------
 
     def _watch(self, visitor: Visitor, command: Command) -> None:
-        """``{do: watch, source: camera | scene, look}``: choose what to look at; also how a browser says hello."""
+        """``{do: watch, source: camera | scene}``: choose what to look at; also how a browser says hello."""
         self._leave_show(visitor)
         if command.get("source") == "camera":
             client = visitor.client
             show = self.new_show(partial(client.frames, size=(HEIGHT, WIDTH)), name="demo camera")
-            visitor.camera = visitor.tasks.create_task(self._shown(show), name=f"partime camera {client.number}")
+            visitor.camera = visitor.tasks.create_task(_camera(show, client), name=f"partime camera {client.number}")
         else:
             show = self._scene_for_all()
-            if "look" in command:
-                self._scene.look = whole(command, "look", len(LOOKS))
         show.watchers.add(visitor.client)
         visitor.show = show
         self.announce()
@@ -201,10 +198,11 @@ class Desk(Mode, ABC):
     def _scene_for_all(self) -> Show:
         if self._scene_show is None:
             self._scene_show = self.new_show(lambda: aiter_frames(self._scene), name="demo scene")
-            self._scene_task = self._tasks.create_task(self._shown(self._scene_show), name="partime demo scene")
+            self._scene_task = self._tasks.create_task(self._guarded(self._scene_show.run()), name="partime demo scene")
         return self._scene_show
 
     def _leave_show(self, visitor: Visitor) -> None:
+        self.left(visitor)
         show, visitor.show = visitor.show, None
         if show is None:
             return
@@ -217,16 +215,14 @@ class Desk(Mode, ABC):
             self._scene_task.cancel()
             self._scene_show = self._scene_task = None
 
-    async def _shown(self, show: Show) -> None:
-        await self._guarded(show.run())
-
     async def _guarded(self, work: Coroutine[None, None, None]) -> None:
         """Do work of the service; what breaks it is told to all, and does not end the server."""
         try:
             await work
         except Exception as error:
             self._error = _first(error)
-            self.tell_all({"type": "error", "error": f"{type(self._error).__name__}: {self._error}"})
+            words = f"{type(self._error).__name__}: {self._error}. Start the demo again."
+            self.tell_all({"type": "error", "error": words})
 
     def _look(self, visitor: Visitor, command: Command) -> None:
         """``{do: look, look: 0}``: choose the look of the scene, for all."""
@@ -269,6 +265,14 @@ class Desk(Mode, ABC):
                 if show not in told:
                     told[show] = {"type": "t", **show.meter.readings(), **stages, **self.readings(show)}
                 client.tell(told[show])
+
+
+async def _camera(show: Show, client: Client) -> None:
+    """Show one browser's camera; what is wrong with it is that browser's to know."""
+    try:
+        await show.run()
+    except Exception as error:
+        client.reply({"type": "error", "error": str(_first(error))})
 
 
 def _first(error: Exception) -> BaseException:

@@ -107,8 +107,8 @@ class NetworkOrders:
 
     async def _reset(self, visitor: Visitor, command: Command) -> None:
         """``{do: reset}``: begin anew."""
+        self._desk.start_over()  # first: what is kept would teach the new weights the old things
         await self._desk.engine.reset()
-        self._desk.start_over()
         self._note("The network starts over.")
 
     async def _rule(self, visitor: Visitor, command: Command) -> None:

@@ -7,6 +7,7 @@ target of the forecast that was made of the ones before.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -33,6 +34,9 @@ _LEARNING_RATE = 1e-3
 _LONGEST_GAP_S = 0.5
 """Pictures farther apart than this do not follow each other."""
 
+_LATE = 1.5
+"""Times the usual distance of two pictures from which on one is missing in between."""
+
 
 def predicting_recipe(devices: tuple[str, ...] = ("cpu",)) -> Recipe:
     """Return the forecaster and how it learns."""
@@ -46,6 +50,17 @@ def predicting_recipe(devices: tuple[str, ...] = ("cpu",)) -> Recipe:
         clip_norm=0.02,
         devices=devices,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Following(SourceFrame):
+    """A picture as the target of the forecast that is made of the two before.
+
+    Attributes:
+        is_regular: Whether the three are as far apart in time as pictures of this source usually are.
+    """
+
+    is_regular: bool = True
 
 
 class PredictShow(Show):
@@ -63,21 +78,30 @@ class PredictShow(Show):
         self.guess = Smooth(1 / 15)
         self.surprise = Surprise()
         self._before: tuple[SourceFrame, ...] = ()
+        self._step_s = Smooth(1 / 30)
+        self._was_regular = True
 
     def prepare(self, frame: SourceFrame) -> SourceFrame | None:
         """Return the two pictures before as what the network gets, and this one as what it should have said."""
         before = self._before
-        if before and _apart(before[0], frame):
+        step_s = _step(before[0], frame) if before else 0.0
+        if step_s > _LONGEST_GAP_S:
             before = ()
+        usual_s = self._step_s.value
+        was_regular, self._was_regular = self._was_regular, usual_s is None or step_s < _LATE * usual_s
+        if 0.0 < step_s <= _LONGEST_GAP_S:
+            self._step_s.update(step_s)
         self._before = (frame, *before[:1])
         if len(before) < 2:
             return None
         newer, older = _tensor(before[0].value), _tensor(before[1].value)
         target = (_tensor(frame.value), newer)
-        return SourceFrame((newer, older), frame.captured_at, frame.position_s, frame.image, target)
+        is_regular = was_regular and self._was_regular
+        return Following((newer, older), frame.captured_at, frame.position_s, frame.image, target, is_regular)
 
     def draw(self, frame: SourceFrame, result: Result) -> Image:
         """Show what came, what was expected, and how surprising the difference is."""
+        assert isinstance(frame, Following)
         assert isinstance(frame.target, tuple)
         assert frame.image is not None
         picture, before = (part[0].numpy() for part in frame.target)
@@ -85,7 +109,8 @@ class PredictShow(Show):
         self.guess.update(float(((picture - before) ** 2).mean()))
         if result.loss is not None:
             self.loss.update(result.loss)
-        heat = self.surprise.update(picture - forecast)
+        # After a gap everything has moved too far, which is no surprise.
+        heat = self.surprise.update(picture - forecast) if frame.is_regular else self.surprise.fade()
         return forecast_panels(frame.image, forecast, heat)
 
     def seen(self, frame: SourceFrame, result: Result) -> None:
@@ -114,10 +139,10 @@ class PredictService(Desk):
         }
 
 
-def _apart(before: SourceFrame, frame: SourceFrame) -> bool:
+def _step(before: SourceFrame, frame: SourceFrame) -> float:
     if before.captured_at is None or frame.captured_at is None:
-        return False
-    return frame.captured_at - before.captured_at > _LONGEST_GAP_S
+        return 0.0
+    return frame.captured_at - before.captured_at
 
 
 def _tensor(value: object) -> Tensor:

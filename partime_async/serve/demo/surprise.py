@@ -21,6 +21,9 @@ COLD, HOT = 4.0, 60.0
 ALARM = 30.0
 """Times the usual error that one place in a hundred must reach for an alarm."""
 
+FADE = 0.8
+"""Share of the heat that is left with each picture whose error says nothing."""
+
 _RADIUS = 2
 _FLOOR = 2e-5
 """An error, a mean square, below which everything is usual: half a step of a camera's 256, and its noise."""
@@ -37,6 +40,7 @@ class Surprise:
         self.peak = 0.0
         self._usual: Plane | None = None
         self._ratio: Plane | None = None
+        self._heat: Plane | None = None
 
     @property
     def is_alarming(self) -> bool:
@@ -66,7 +70,13 @@ class Surprise:
         self._usual += np.float32(FOLLOW) * (np.minimum(squared, MOST_LEARNED * usual) - self._usual)
         self.peak = float(np.percentile(ratio, 99.0))
         heat = np.log(np.maximum(ratio, COLD) / np.float32(COLD)) / np.float32(np.log(HOT / COLD))
-        return np.asarray(np.minimum(heat, 1.0), np.float32)
+        self._heat = np.asarray(np.minimum(heat, 1.0), np.float32)
+        return self._heat
+
+    def fade(self) -> Plane:
+        """Return a little less of the latest heat, for a picture whose error says nothing."""
+        self._heat = np.zeros((1, 1), np.float32) if self._heat is None else self._heat * np.float32(FADE)
+        return self._heat
 
 
 def _smoothed(plane: Plane) -> Plane:

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from partime_async.errors import ConfigurationError
 from partime_async.frame import Result, SourceFrame
 from partime_async.iteration import AsyncFrames
-from partime_async.serve.client import Client
 from partime_async.serve.demo.desk import Desk
-from partime_async.serve.demo.engine import Engine, Recipe
+from partime_async.serve.demo.engine import Recipe
+from partime_async.serve.demo.lessons import SCENE_SIZE, Classes, Taught, TeachableShow
 from partime_async.serve.demo.memory import Drawer, Memory, packed
 from partime_async.serve.demo.networks import (
     CLASSES,
@@ -36,12 +34,10 @@ from partime_async.serve.demo.networks import (
     teaching_loss,
 )
 from partime_async.serve.demo.orders import Command, Visitor, whole
-from partime_async.serve.demo.pictures import evidence_over, thumbnail
 from partime_async.serve.demo.readings import Smooth, shortened
 from partime_async.serve.demo.show import Show
 from partime_async.sources.base import Image
 
-SCENE_SIZE = (320, 240)
 LONGEST_NAME = 24
 
 _LEARNING_RATE = 0.03
@@ -62,105 +58,6 @@ def teachable_recipe(devices: tuple[str, ...] = ("cpu",)) -> Recipe:
         clip_norm=1.0,
         devices=devices,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Taught(SourceFrame):
-    """A frame with what somebody said it shows.
-
-    Attributes:
-        label: The class; None: nobody said.
-        is_exam: Whether it is for an examination, and not learned from.
-    """
-
-    label: int | None = None
-    is_exam: bool = False
-
-
-@dataclass(slots=True)
-class Classes:
-    """The classes in use.
-
-    Attributes:
-        names: By slot; None: the slot is free.
-        active: Which were taught already, bool ``(9,)``; a new tensor at every change, as frames keep it.
-    """
-
-    names: list[str | None] = field(default_factory=lambda: ["A", "B", "C", *[None] * (CLASSES - 3)])
-    active: Tensor = field(default_factory=lambda: torch.zeros(CLASSES, dtype=torch.bool))
-
-    def activate(self, label: int, *, is_active: bool = True) -> None:
-        """Let a class take part in the decision, or not."""
-        if bool(self.active[label]) != is_active:
-            self.active = self.active.clone()
-            self.active[label] = is_active
-
-    def copy(self) -> Classes:
-        """Return the same classes, to go back to."""
-        return Classes(list(self.names), self.active)
-
-
-class TeachableShow(Show):
-    """One source in the teachable mode.
-
-    Args:
-        engine: See `Show`.
-        open_source: See `Show`.
-        desk: Has the classes.
-        name: See `Show`.
-
-    Attributes:
-        holders: Who holds which class's button; the latest press counts.
-        shares: Of each class in the latest prediction.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        open_source: Callable[[], AsyncFrames[SourceFrame]],
-        desk: TeachableService,
-        *,
-        name: str,
-    ) -> None:
-        super().__init__(engine, open_source, name=name)
-        self.holders: dict[Client, int] = {}
-        self.shares: npt.NDArray[np.float32] = np.zeros(CLASSES, np.float32)
-        self._desk = desk
-        self._thumbnail: Image | None = None
-
-    @property
-    def held(self) -> int | None:
-        """The class whose button is held; None: none is."""
-        return next(reversed(self.holders.values()), None)
-
-    def prepare(self, frame: SourceFrame) -> Taught:
-        """Return the frame with what is said about it now, and with its target if it is to be learned from."""
-        label = self.held
-        if label is None:
-            return Taught(frame.value, frame.captured_at, frame.position_s, frame.image)
-        is_exam, target = self._desk.lesson_of(label)
-        return Taught(frame.value, frame.captured_at, frame.position_s, frame.image, target, label, is_exam)
-
-    def draw(self, frame: SourceFrame, result: Result) -> Image:
-        """Show where the network sees what it says."""
-        assert isinstance(frame, Taught)
-        assert frame.image is not None
-        assert isinstance(result.output, Tensor)
-        active = self._desk.classes.active
-        shares = torch.softmax(scores(result.output, active), 1)[0].numpy()
-        self.shares = shares if bool(active.any()) else np.zeros_like(shares)
-        self._thumbnail = thumbnail(frame.image) if frame.is_exam else None
-        winner = int(shares.argmax())
-        if not bool(active[winner]) or int(active.sum()) < 2:
-            return evidence_over(frame.image, None, winner, 0.0, SCENE_SIZE)
-        return evidence_over(
-            frame.image, _advantage(result.output, active, winner), winner, float(shares[winner]), SCENE_SIZE
-        )
-
-    def seen(self, frame: SourceFrame, result: Result) -> None:
-        """Let the desk keep the picture, and make room for a rehearsal."""
-        assert isinstance(frame, Taught)
-        self._desk.seen(self, frame, result, self._thumbnail)
 
 
 class TeachableService(Desk):
@@ -205,7 +102,8 @@ class TeachableService(Desk):
         label = frame.label
         if label is not None:
             self._accuracy.update(float(int(show.shares.argmax()) == label))
-            if not self.engine.is_frozen:
+            # A class may have been removed, or all of them, while its last pictures were on their way.
+            if not self.engine.is_frozen and bool(self.classes.active[label]):
                 self._rested = 0
                 if frame.is_exam and thumb is not None:
                     self.memory.examine(label, _tensor(frame.value), thumb)
@@ -234,6 +132,8 @@ class TeachableService(Desk):
         if chosen is None:
             return
         label, value = chosen
+        if not bool(self.classes.active[label]):
+            return
         with self.engine.generation.used() as pipeline:
             await pipeline.process(value, (torch.tensor([label]), self.classes.active))
 
@@ -280,9 +180,8 @@ class TeachableService(Desk):
 
     def left(self, visitor: Visitor) -> None:
         """Let go of the button that a browser held as it went."""
-        for show in (visitor.show, self._scene_show):
-            if isinstance(show, TeachableShow):
-                show.holders.pop(visitor.client, None)
+        if isinstance(visitor.show, TeachableShow):
+            visitor.show.holders.pop(visitor.client, None)
 
     # -- orders ---------------------------------------------------------------------------------------------------
 
@@ -293,7 +192,7 @@ class TeachableService(Desk):
             raise ConfigurationError("learning is frozen. Thaw it to teach.")
         if isinstance(visitor.show, TeachableShow):
             visitor.show.holders.pop(visitor.client, None)
-            visitor.show.holders[visitor.client] = label
+            visitor.show.holders[visitor.client] = label, time.monotonic()
 
     def _release(self, visitor: Visitor, command: Command) -> None:
         """``{do: release}``: nobody says what is shown from now on."""
@@ -353,21 +252,16 @@ class TeachableService(Desk):
 
     def _release_all(self, label: int) -> None:
         for visitor in self.visitors.values():
-            if isinstance(visitor.show, TeachableShow) and visitor.show.holders.get(visitor.client) == label:
-                del visitor.show.holders[visitor.client]
+            if isinstance(visitor.show, TeachableShow):
+                hold = visitor.show.holders.get(visitor.client)
+                if hold is not None and hold[0] == label:
+                    del visitor.show.holders[visitor.client]
 
     def _known(self, command: Command) -> int:
         label = whole(command, "class", CLASSES)
         if self.classes.names[label] is None:
             raise ConfigurationError(f"there is no class {label}. Add one.")
         return label
-
-
-def _advantage(output: Tensor, active: Tensor, winner: int) -> npt.NDArray[np.float32]:
-    """Return by how much each place speaks for the winner more than for the others in use, ``(height, width)``."""
-    maps = output[0][active]
-    others = (maps.sum(0) - output[0, winner]) / max(1, len(maps) - 1)
-    return np.asarray((output[0, winner] - others).numpy())
 
 
 def _unlearn(label: int, state: dict[str, Tensor]) -> None:

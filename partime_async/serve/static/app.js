@@ -24,7 +24,7 @@ const WORDS = {
 
 const link = new Link();
 const charts = new Charts();
-const mode = { name: "teach", source: "scene", look: 0, stream: null };
+const mode = { name: "teach", source: "scene", stream: null };
 const weights = new Weights((command) => link.send(command), toast);
 const classes = new Classes((command) => link.send(command), (held) => {
   $("recording").hidden = held === null;
@@ -50,8 +50,7 @@ async function start() {
   } else {
     stopCamera();
   }
-  const hello = { do: "watch", source: mode.source, ...(mode.source === "scene" ? { look: mode.look } : {}) };
-  link.connect({ service: mode.name, stream: mode.stream, hello });
+  link.connect({ service: mode.name, stream: mode.stream, hello: { do: "watch", source: mode.source } });
 }
 
 async function camera() {
@@ -89,9 +88,9 @@ function show(name, text = "") {
   if (name !== "live") classes.release();
 }
 
-function choose({ name = mode.name, source = mode.source, look = mode.look }) {
+function choose({ name = mode.name, source = mode.source }) {
   const isNew = name !== mode.name;
-  Object.assign(mode, { name, source, look });
+  Object.assign(mode, { name, source });
   document.body.dataset.mode = name;
   document.body.dataset.source = source;
   for (const each of ["teach", "predict"]) {
@@ -109,7 +108,7 @@ function choose({ name = mode.name, source = mode.source, look = mode.look }) {
     charts.showGuess(name === "predict");
   }
   try {
-    localStorage.setItem("partime-demo", JSON.stringify({ name, source: "scene", look }));
+    localStorage.setItem("partime-mode", name);
   } catch {
     // private windows may have none: nothing is remembered then
   }
@@ -161,15 +160,11 @@ function takeState(said) {
   if (looks.children.length !== said.looks.length) {
     looks.replaceChildren(...said.looks.map((name, look) => {
       const button = Object.assign(document.createElement("button"), { type: "button", className: "look", textContent: name });
-      button.addEventListener("click", () => {
-        mode.look = look;
-        link.send({ do: "look", look });
-      });
+      button.addEventListener("click", () => link.send({ do: "look", look }));
       return button;
     }));
   }
   [...looks.children].forEach((button, look) => button.setAttribute("aria-pressed", String(look === said.look)));
-  mode.look = said.look;
   if (said.classes) classes.update(said);
 }
 
@@ -269,6 +264,14 @@ addEventListener("keydown", (event) => {
     && !event.target.matches?.("input, select, textarea")) toggleLearning();
 });
 
+function remembered() {
+  try {
+    return localStorage.getItem("partime-mode") === "predict" ? "predict" : "teach";
+  } catch {
+    return "teach";
+  }
+}
+
 function calm(button) {
   clearTimeout(button.timer);
   delete button.dataset.sure;
@@ -290,6 +293,6 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text; // an unchanged one is not read out again
 }
 
-choose(JSON.parse(localStorage.getItem("partime-demo") ?? "{}"));
+choose({ name: remembered() });
 charts.showGuess(mode.name === "predict");
 start();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -93,6 +94,7 @@ async def test_teachable_service_taught_two_looks_tells_them_apart_before_it_lea
                 pass
         assert isinstance(kept, list)
         assert min(kept[:2]) >= 75
+        assert len(json.dumps(await caller.told())) <= 1024  # in one packet
 
 
 async def test_teachable_service_shows_the_scene_and_the_pictures_it_keeps() -> None:
@@ -126,6 +128,17 @@ async def test_teachable_service_left_while_a_button_is_held_lets_go_of_it() -> 
             await order(goes, "teach", **{"class": 0})
             await figures(stays, held=0)
         await words(stays, "state", visitors=1)
+        async with asyncio.timeout(PATIENCE_S):
+            while (await stays.told())["held"] is not None:
+                pass
+
+
+async def test_teachable_service_watched_elsewhere_while_a_button_is_held_lets_go_of_it() -> None:
+    """A browser that goes over to its camera with a button held does not go on teaching the scene of the others."""
+    async with serving(TeachableService()) as rig, watching(rig) as stays, watching(rig) as goes:
+        await order(goes, "teach", **{"class": 1})
+        await figures(stays, held=1)
+        await order(goes, "watch", source="camera")
         async with asyncio.timeout(PATIENCE_S):
             while (await stays.told())["held"] is not None:
                 pass

@@ -60,3 +60,16 @@ def test_surprise_of_a_still_and_black_picture_is_none() -> None:
             heat = surprise.update(np.zeros(shape, np.float32))
         assert heat.shape == shape[1:]
         assert float(heat.max()) == 0.0
+
+
+def test_surprise_skipped_fades_and_forgets_nothing() -> None:
+    """A picture that says nothing lets the heat fade and teaches nothing about what is usual."""
+    surprise = Surprise()
+    assert float(surprise.fade().max()) == 0.0
+    surprise.update(np.full(SHAPE, 0.01, np.float32))
+    hot = surprise.update(np.full(SHAPE, 0.5, np.float32))
+    faded = surprise.fade()
+    assert 0.0 < float(faded.max()) < float(hot.max())
+    for _ in range(60):
+        faded = surprise.fade()
+    assert float(faded.max()) < 0.01
