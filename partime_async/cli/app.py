@@ -42,7 +42,11 @@ WithTraceback = Annotated[bool, typer.Option("--traceback", help="Show where an 
 @app.command()
 def run(
     source: Annotated[
-        str, typer.Argument(help="A video file, camera, camera:1, scene, or your own 'module:callable'.")
+        str,
+        typer.Argument(
+            help="A video file, camera, camera:1, scene, tcp://127.0.0.1:9000 (also udp, unix, ws, mqtt), or your own "
+            "'module:callable'."
+        ),
     ] = "scene",
     model: Model = "conv-a",
     stages: Stages = "auto",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -101,6 +102,11 @@ def _open(options: RunOptions) -> Intake | UserSource:
         raise
 
 
+def shown(source: str) -> str:
+    """Return a source as it may be shown: an address without the name and password in it."""
+    return re.sub(r"//[^/]*@", "//…@", source)
+
+
 def chosen_size(rule: Size, own: tuple[int, int], model: str) -> tuple[int, int]:
     """Return the width and height of the frames.
 
@@ -144,7 +150,7 @@ def _example(item: object, options: RunOptions) -> Value:
     tensors = value if isinstance(value, tuple) else (value,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ConfigurationError(
-            f"{options.source} gave a {type(value).__qualname__}, which is no frame. "
+            f"{shown(options.source)} gave a {type(value).__qualname__}, which is no frame. "
             "Let it yield tensors with a batch dimension, tuples of them, or (frame, target) pairs."
         )
     assert isinstance(value, Tensor | tuple)
@@ -153,7 +159,7 @@ def _example(item: object, options: RunOptions) -> Value:
         if not isinstance(value, Tensor) or value.ndim != len(suits) or value.shape[1] != suits[1]:
             shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
             raise ConfigurationError(
-                f"{options.model} takes frames such as {suits}, and {options.source} gives {shapes}. "
+                f"{options.model} takes frames such as {suits}, and {shown(options.source)} gives {shapes}. "
                 "Choose another --model or another source."
             )
     return value

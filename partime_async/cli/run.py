@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from partime_async.cli.intake import Intake, open_intake
+from partime_async.cli.intake import Intake, open_intake, shown
 from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.options import LoopKind, RunOptions
 from partime_async.cli.output import ProcessedVideo
@@ -87,7 +87,7 @@ class Job:
 
     async def _set_up_and_stream(self, report: ReportSink) -> None:
         options = self.options
-        await report.write(f"opening {options.source}")
+        await report.write(f"opening {shown(options.source)}")
         async with self._intake() as intake:
             await report.write(f"building {options.model}")
             pipeline = Pipeline(
