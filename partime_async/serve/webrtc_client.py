@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 
-from partime_async.errors import ConfigurationError, SinkError, SourceError
+from partime_async.errors import ConfigurationError, SourceError
 from partime_async.frame import SourceFrame, Value
 from partime_async.iteration import AsyncFrames, aiter_frames
 from partime_async.serve.client import Client, ClientKind, Left, Message, Observer
@@ -152,9 +152,7 @@ class WebRTCClient(Client):
     def show(self, image: Image, *, captured_at: float | None = None) -> None:
         """Show a picture in the client's video; see `Client.show`."""
         if self.closed is None:
-            with suppress(SinkError):  # it went this moment
-                self._picture.show(image, captured_at=captured_at)
-                self._counts["shown"] += 1
+            self._counts["shown"] += self._picture.show(image, captured_at=captured_at)
 
     def send(self, value: Value, *, answers: SourceFrame) -> bool:
         """Refuse: tensors are for programs."""
