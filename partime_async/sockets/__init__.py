@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from partime_async.sockets import wire
 from partime_async.sockets.accounts import ClientStatistics, SequenceCounts
+from partime_async.sockets.backoff import Backoff
 from partime_async.sockets.connected import ConnectedSource, connect
-from partime_async.sockets.dial import Backoff
 from partime_async.sockets.formats import FormatName
 from partime_async.sockets.limits import Limits, OnBad
 from partime_async.sockets.listening import ListeningSource, listen

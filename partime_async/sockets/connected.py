@@ -16,8 +16,9 @@ from partime_async.frame import Value
 from partime_async.offload import to_the_end
 from partime_async.sockets.accounts import ClientAccounts, ClientStatistics
 from partime_async.sockets.address import Address
+from partime_async.sockets.backoff import Backoff
 from partime_async.sockets.connection import Connection
-from partime_async.sockets.dial import Backoff, dial
+from partime_async.sockets.dial import dial
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.reading import Reading, SocketFrame
 from partime_async.sockets.source import SocketStatistics, source_address

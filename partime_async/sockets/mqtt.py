@@ -12,9 +12,9 @@ from contextlib import suppress
 from partime_async.errors import MissingDependencyError
 from partime_async.offload import to_the_end
 from partime_async.sockets.address import Address
+from partime_async.sockets.backoff import Backoff
 from partime_async.sockets.datagram import QueueLink
-from partime_async.sockets.dial import Backoff
-from partime_async.sockets.door import Guests
+from partime_async.sockets.doorway import Guests
 from partime_async.sockets.limits import Limits
 
 try:

@@ -17,8 +17,9 @@ from partime_async.offload import in_thread, to_the_end
 from partime_async.overflow import Overflow
 from partime_async.sockets.address import Address
 from partime_async.sockets.answers import Answer, answer_messages
+from partime_async.sockets.backoff import Backoff
 from partime_async.sockets.connection import INLINE_BYTES, Connection
-from partime_async.sockets.dial import Backoff, dial
+from partime_async.sockets.dial import dial
 from partime_async.sockets.formats import Format, make_format
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.link import Link

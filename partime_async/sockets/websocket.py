@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from partime_async.errors import MissingDependencyError
 from partime_async.sockets.address import Address
-from partime_async.sockets.door import BACKLOG, Guests, stop_accepting
+from partime_async.sockets.doorway import BACKLOG, Guests, stop_accepting
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.wire import WireError
 
