@@ -17,7 +17,7 @@ import torch
 from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.options import LoopKind
 from partime_async.cli.run import loop_factory
-from partime_async.cli.serve import _logging
+from partime_async.cli.serve import logging_to_stderr
 from partime_async.serve import Access, ClientLimits, Server, make_app
 from partime_async.serve.demo import PredictService, TeachableService, predicting_recipe, teachable_recipe
 from partime_async.serve.demo.page import PAGE
@@ -58,7 +58,7 @@ def demo(options: DemoOptions, *, loop: LoopKind | None = None, is_json: bool = 
     interrupt = Interrupt()
     torch.manual_seed(options.seed)
     with (
-        _logging(is_json=is_json) if options.is_verbose else nullcontext(),
+        logging_to_stderr(is_json=is_json) if options.is_verbose else nullcontext(),
         asyncio.Runner(loop_factory=loop_factory(loop)) as runner,
         suppress(asyncio.CancelledError),
     ):

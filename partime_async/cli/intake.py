@@ -16,9 +16,10 @@ from partime_async.errors import ConfigurationError, SourceError
 from partime_async.frame import SourceFrame, Value
 from partime_async.models import describe, example_size
 from partime_async.offload import in_thread
+from partime_async.picture import to_value
 from partime_async.sinks.draw import resized
 from partime_async.sources import AsyncFrames, BlockingSource, UserSource, aiter_frames, open_source
-from partime_async.sources.base import SourcePass, to_value
+from partime_async.sources.base import SourcePass
 from partime_async.sources.open import SourceOptions
 
 _CLOSE_S = 0.5

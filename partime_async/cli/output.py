@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from partime_async.frame import Value
+from partime_async.picture import Image
 from partime_async.sinks import Renderer, VideoWriter
-from partime_async.sinks.base import Image
 
 _SMALLEST = 320
 """Pictures smaller than this many pixels are enlarged by a whole factor: nobody sees anything in 64x64."""

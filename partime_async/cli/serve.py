@@ -85,7 +85,7 @@ def serve(options: ServeOptions, *, loop: LoopKind | None, is_json: bool) -> int
     """
     interrupt = Interrupt()
     with (
-        _logging(is_json=is_json),
+        logging_to_stderr(is_json=is_json),
         asyncio.Runner(loop_factory=loop_factory(loop)) as runner,
         suppress(asyncio.CancelledError),
     ):
@@ -290,7 +290,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _logging(*, is_json: bool) -> Iterator[None]:
+def logging_to_stderr(*, is_json: bool) -> Iterator[None]:
     """Write events, and warnings of all libraries, to stderr, on a thread of its own."""
     queue: Queue[logging.LogRecord] = Queue(_LOG_LINES)
     stderr = logging.StreamHandler(sys.stderr)

@@ -18,9 +18,9 @@ from partime_async.errors import FeedClosed, SourceError, StageError
 from partime_async.feed import Feed
 from partime_async.frame import FrameSpec, SourceFrame, Value
 from partime_async.offload import is_being_cancelled
+from partime_async.picture import Image
 from partime_async.pipeline import Pipeline
 from partime_async.sinks import ThreadedSink
-from partime_async.sinks.base import Image
 from partime_async.statistics import PipelineStatistics
 
 DRAIN_S = 0.4

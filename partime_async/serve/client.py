@@ -14,8 +14,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from partime_async.channel import Channel, EndOfChannel
 from partime_async.frame import Result, SourceFrame, Value
 from partime_async.iteration import AsyncFrames
+from partime_async.picture import Image
 from partime_async.pipeline import Pipeline
-from partime_async.sources.base import Image
 
 Message: TypeAlias = Mapping[str, object]
 """What JSON can say, as an object."""

@@ -10,9 +10,9 @@ from contextlib import suppress
 from partime_async.errors import ConfigurationError, SourceError
 from partime_async.frame import SourceFrame, Value
 from partime_async.iteration import AsyncFrames, aiter_frames
+from partime_async.picture import Image
 from partime_async.serve.client import Client, ClientKind, Left, Message, Observer
 from partime_async.serve.limits import ClientLimits
-from partime_async.sources.base import Image
 from partime_async.webrtc import CloseReason, DataChannel, Description, Ice, Peer, PictureTrack, webrtc_frames
 
 CONTROL, TELEMETRY = "control", "telemetry"

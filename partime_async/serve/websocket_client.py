@@ -17,6 +17,7 @@ from partime_async.channel import Channel, ChannelClosed, EndOfChannel
 from partime_async.errors import ConfigurationError
 from partime_async.frame import SourceFrame, Value
 from partime_async.iteration import AsyncFrames, aiter_frames
+from partime_async.picture import Image
 from partime_async.serve.client import Client, ClientKind, Left, Message, Observer
 from partime_async.serve.limits import ClientLimits, Rate
 from partime_async.serve.outbox import Outbox, Outgoing
@@ -24,7 +25,6 @@ from partime_async.sockets import wire
 from partime_async.sockets.formats import JsonLines
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.timing import SenderClock, Timing
-from partime_async.sources.base import Image
 
 TEXT_BYTES = 256 * 1024
 """Of a JSON message: it is read on the event loop."""

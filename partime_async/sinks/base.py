@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ParamSpec, Protocol, TypeAlias
+from typing import ParamSpec, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from partime_async.errors import FrameError
+from partime_async.picture import Image
 
 P = ParamSpec("P")
-
-Image: TypeAlias = npt.NDArray[np.uint8]
-"""A picture for people: uint8, ``(height, width, 3)``, RGB."""
 
 
 class Sink(Protocol[P]):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from partime_async.sinks.base import Image
+from partime_async.picture import Image
 
 Plane: TypeAlias = npt.NDArray[np.float32]
 

@@ -10,7 +10,8 @@ import torch
 
 from partime_async.errors import ConfigurationError, FrameError
 from partime_async.frame import Value
-from partime_async.sinks.base import Image, checked_image
+from partime_async.picture import Image
+from partime_async.sinks.base import checked_image
 from partime_async.sinks.draw import (
     GLYPH_HEIGHT,
     GLYPH_WIDTH,

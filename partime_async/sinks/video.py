@@ -13,7 +13,8 @@ from typing import Self
 import numpy as np
 
 from partime_async.errors import ConfigurationError, MissingDependencyError, SinkError
-from partime_async.sinks.base import Image, checked_image
+from partime_async.picture import Image
+from partime_async.sinks.base import checked_image
 
 try:
     import av

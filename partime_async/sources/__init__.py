@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from partime_async.frame import SourceFrame
 from partime_async.iteration import AsyncFrames, ThreadedSource, aiter_frames
-from partime_async.sources.base import BlockingSource, Image, Source, SourcePass
+from partime_async.picture import Image
+from partime_async.sources.base import BlockingSource, Source, SourcePass
 from partime_async.sources.open import UserSource, open_source
 from partime_async.sources.scene import Scene
 

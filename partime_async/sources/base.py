@@ -7,18 +7,10 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
+from typing import Protocol, Self
 
 from partime_async.errors import ConfigurationError, SourceError
 from partime_async.frame import SourceFrame
-
-Image: TypeAlias = npt.NDArray[np.uint8]
-"""A picture for people: uint8, ``(height, width, 3)``, RGB."""
 
 
 class Source(Protocol):
@@ -127,22 +119,6 @@ class BlockingSource(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def to_value(image: Image) -> Tensor:
-    """Make a picture into what a network takes.
-
-    numpy and not torch does the arithmetic: torch would start a pool of intra-op threads in the source's thread, which
-    takes the cores from the stages.
-
-    Args:
-        image: uint8, ``(height, width, 3)``.
-
-    Returns:
-        float32 in [0, 1], ``(1, 3, height, width)``, contiguous, with memory of its own.
-    """
-    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return torch.from_numpy(np.divide(planes, np.float32(255.0)))[None]
 
 
 def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from partime_async.errors import MissingDependencyError, SourceError
 from partime_async.frame import SourceFrame
-from partime_async.sources.base import Image, to_value
+from partime_async.picture import Image, to_value
 
 try:
     import av

@@ -12,13 +12,8 @@ import numpy.typing as npt
 
 from partime_async.errors import ConfigurationError, SourceError
 from partime_async.frame import SourceFrame
-from partime_async.sources.base import (
-    BlockingSource,
-    Image,
-    checked_count,
-    checked_size,
-    to_value,
-)
+from partime_async.picture import Image, to_value
+from partime_async.sources.base import BlockingSource, checked_count, checked_size
 from partime_async.sources.timeline import Schedule
 
 Plane: TypeAlias = npt.NDArray[np.float32]

@@ -9,10 +9,12 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from partime_async import picture
 from partime_async.errors import ConfigurationError, MissingDependencyError, SourceError
 from partime_async.frame import SourceFrame, Value
+from partime_async.picture import Image
 from partime_async.webrtc.intake import Arrival, Intake
-from partime_async.webrtc.pictures import Image, PictureReader, checked_size, image_to_value
+from partime_async.webrtc.pictures import PictureReader, checked_size
 from partime_async.webrtc.reception import Reception
 from partime_async.webrtc.videos import RemoteVideo
 from partime_async.webrtc.worker import Worker
@@ -81,7 +83,7 @@ class WebRTCFrames:
         self._intake = intake
         self._draining = draining
         self._is_size_free = size is not None or to_value is not None
-        self._reader = PictureReader(size, to_value or image_to_value, keep_image=keep_image)
+        self._reader = PictureReader(size, to_value or picture.to_value, keep_image=keep_image)
         self._worker = Worker("partime webrtc frames")
         self._delivered = self._failed = self._let_go = self._converting = 0
         self._resolution: tuple[int, int] | None = None

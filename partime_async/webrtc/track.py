@@ -10,7 +10,8 @@ from functools import partial
 
 from partime_async.errors import ConfigurationError, MissingDependencyError, SinkError
 from partime_async.metrics import Distribution, Quantiles
-from partime_async.webrtc.pictures import Image, PictureWriter, checked_image
+from partime_async.picture import Image
+from partime_async.webrtc.pictures import PictureWriter, checked_image
 from partime_async.webrtc.worker import Worker
 
 try:

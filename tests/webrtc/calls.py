@@ -11,8 +11,8 @@ import numpy as np
 from av import VideoFrame
 
 from benchmarks.live import stamp
+from partime_async.picture import Image
 from partime_async.webrtc import DataChannel, Peer, PictureTrack, RemoteVideo
-from partime_async.webrtc.pictures import Image
 
 PATIENCE_S = 20.0
 

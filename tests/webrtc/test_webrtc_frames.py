@@ -14,8 +14,9 @@ from av import VideoFrame
 from torch import Tensor
 
 import partime_async as pa
+from partime_async.picture import Image
 from partime_async.webrtc import WebRTCFrames, WebRTCStatistics, webrtc_frames
-from partime_async.webrtc.pictures import Image, PictureWriter
+from partime_async.webrtc.pictures import PictureWriter
 from tests.webrtc.calls import PATIENCE_S, calling, number_of, picture, until
 
 

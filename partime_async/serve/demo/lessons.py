@@ -13,12 +13,12 @@ from torch import Tensor
 
 from partime_async.frame import Result, SourceFrame
 from partime_async.iteration import AsyncFrames
+from partime_async.picture import Image
 from partime_async.serve.client import Client
 from partime_async.serve.demo.engine import Engine
 from partime_async.serve.demo.networks import CLASSES, scores
 from partime_async.serve.demo.pictures import evidence_over, thumbnail
 from partime_async.serve.demo.show import Show
-from partime_async.sources.base import Image
 
 SCENE_SIZE = (320, 240)
 

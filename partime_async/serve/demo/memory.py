@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from partime_async.picture import Image
 from partime_async.serve.demo.networks import CLASSES
-from partime_async.sources.base import Image
 
 REHEARSED = 24
 """Pictures of a class to learn from again; a fair sample of all that came."""

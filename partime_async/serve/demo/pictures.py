@@ -7,9 +7,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from partime_async.picture import Image
 from partime_async.serve.demo.memory import THUMBNAIL
 from partime_async.sinks.draw import colour_map, interpolated, resized
-from partime_async.sources.base import Image
 
 Plane: TypeAlias = npt.NDArray[np.float32]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from partime_async.frame import Result, SourceFrame
 from partime_async.iteration import AsyncFrames
+from partime_async.picture import Image
 from partime_async.serve.demo.desk import Desk
 from partime_async.serve.demo.engine import Engine, Recipe
 from partime_async.serve.demo.networks import (
@@ -28,7 +29,6 @@ from partime_async.serve.demo.pictures import PANEL, forecast_panels
 from partime_async.serve.demo.readings import Smooth, shortened
 from partime_async.serve.demo.show import Show
 from partime_async.serve.demo.surprise import Surprise
-from partime_async.sources.base import Image
 
 _LEARNING_RATE = 1e-3
 _LONGEST_GAP_S = 0.5

@@ -9,10 +9,10 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from partime_async.frame import SourceFrame
+from partime_async.picture import Image, to_value
 from partime_async.serve.demo.networks import HEIGHT, WIDTH
 from partime_async.sinks.draw import resized
 from partime_async.sources import Scene
-from partime_async.sources.base import Image, to_value
 from partime_async.sources.timeline import Schedule
 
 LOOKS = ("Dusk", "Ember", "Meadow")

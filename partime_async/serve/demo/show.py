@@ -15,11 +15,11 @@ from partime_async.errors import FrameError
 from partime_async.feed import Feed
 from partime_async.frame import Result, SourceFrame
 from partime_async.iteration import AsyncFrames
+from partime_async.picture import Image
 from partime_async.serve.client import Client
 from partime_async.serve.demo.engine import Engine, Generation
 from partime_async.serve.demo.readings import FrameMeter
 from partime_async.serve.demo.scene import VISIT_S, with_stranger
-from partime_async.sources.base import Image
 from partime_async.webrtc.worker import Worker
 
 

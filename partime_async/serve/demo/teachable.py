@@ -20,6 +20,7 @@ from torch import Tensor
 from partime_async.errors import ConfigurationError
 from partime_async.frame import Result, SourceFrame
 from partime_async.iteration import AsyncFrames
+from partime_async.picture import Image
 from partime_async.serve.demo.desk import Desk
 from partime_async.serve.demo.engine import Recipe
 from partime_async.serve.demo.lessons import SCENE_SIZE, Classes, Taught, TeachableShow
@@ -36,7 +37,6 @@ from partime_async.serve.demo.networks import (
 from partime_async.serve.demo.orders import Command, Visitor, whole
 from partime_async.serve.demo.readings import Smooth, shortened
 from partime_async.serve.demo.show import Show
-from partime_async.sources.base import Image
 
 LONGEST_NAME = 24
 
