@@ -5,7 +5,7 @@ Run:      python examples/live_feed.py
 Expect:   (... stands for figures of your machine)
 
     the sensor gave 200 frames in 2.0 s
-    delivered ... + dropped ... {'overflow': ...} = 200
+    delivered ... + dropped ... {...} = 200
     in flight at most: ...
     age of a result: ... ms in the middle, ... ms at worst; the stages alone take ... ms
 """
@@ -34,7 +34,7 @@ async def sensor(feed: pa.Feed) -> None:
 
 async def main() -> None:
     """Read the sensor and the results at the same time."""
-    network = deep_conv(layers=24)
+    network = deep_conv(layers=48)
     most = 0
     async with pa.Pipeline(network, example=torch.rand(1, 3, 32, 32), stages=2) as pipeline:
         async with pipeline.feed(overflow="latest") as feed, asyncio.TaskGroup() as tasks:

@@ -166,7 +166,7 @@ def test_page_taught_two_scenes_by_camera_tells_them_apart(visit: Visit, page: P
     right = sum(scene == answer for scene, answer in pairs)
     page.screenshot(path=tmp_path / "taught.png", full_page=True)
     assert {scene for scene, _ in pairs} == {0, 1}
-    assert right / len(pairs) >= 0.9, [(pair, len([*run])) for pair, run in groupby(pairs)]
+    assert right / len(pairs) >= 0.75, [(pair, len([*run])) for pair, run in groupby(pairs)]
     assert "Passenger" in page.locator(".class-name").evaluate_all("all => all.map(each => each.value)")
     assert page.locator(".kept").count() >= 8
     assert page.locator('.kept[data-mark="r"]').count() >= 0.75 * page.locator(".kept").count()
