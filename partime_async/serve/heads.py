@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Self
+from contextlib import asynccontextmanager
 
 from torch import Tensor, nn
 
@@ -14,17 +13,16 @@ from partime_async.errors import ConfigurationError, PartimeError
 from partime_async.frame import Value
 from partime_async.learning import Learner
 from partime_async.pipeline import Pipeline
-from partime_async.serve.client import Client, ClientKind, Left
-from partime_async.serve.model import described, watched
-from partime_async.serve.session import Session, Teach, batched
-from partime_async.webrtc.worker import Worker
+from partime_async.serve.client import Client, Left
+from partime_async.serve.session import Teach
+from partime_async.serve.shared import SharedPipeline, described
 
 
 class HeadsFull(PartimeError):
     """A client came when as many clients as there may be have a head of their own; nobody's fault."""
 
 
-class HeadService:
+class HeadService(SharedPipeline):
     """Serves one body to all clients, and behind it a head of its own to each.
 
     The body is one pipeline, of which each client is a feed; it runs, and does not learn. A head is a small pipeline of
@@ -66,42 +64,21 @@ class HeadService:
     ) -> None:
         if min(heads, remembered) < 1:
             raise ConfigurationError(f"heads={heads}, remembered={remembered}. Pass 1 or more each.")
-        self.error: BaseException | None = None
-        self._body = body
-        self._example = example
+        super().__init__(body, example, teach=teach, to_target=to_target, max_age_s=max_age_s)
         self._make_head = make_head
         self._features = features
         self._learner = learner
         self._heads = heads
         self._remembered = remembered
-        self._teach = teach
-        self._to_target = to_target or batched
-        self._max_age_s = max_age_s
         self._summary = summary
         self._kept: OrderedDict[str, Mapping[str, Tensor]] = OrderedDict()
         self._owners: dict[str, tuple[Client, asyncio.Event]] = {}
         self._count = 0
-        self._painter = Worker("partime painter")
-        self._stack = AsyncExitStack()
-        self._is_running = False
 
-    async def __aenter__(self) -> Self:
-        self._painter = Worker("partime painter")
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._painter.aclose)
-            await stack.enter_async_context(self._body)
-            await stack.enter_async_context(watched(self._body, self._stopped))
-            # What is wrong with the head is found now, and the first client need not wait for what is only done once.
-            async with self._head(None):
-                pass
-            self._stack = stack.pop_all()
-        self._is_running = True
-        return self
-
-    async def __aexit__(self, *exception: object) -> bool | None:
-        self._is_running = False
-        await self._stack.aclose()
-        return None
+    async def _prepare(self) -> None:
+        # What is wrong with the head is found now, and the first client need not wait for what is only done once.
+        async with self._head(None):
+            pass
 
     def describe(self) -> Mapping[str, object]:
         """Say what it takes and what it does."""
@@ -116,7 +93,7 @@ class HeadService:
 
     def pipelines(self) -> Mapping[str, Pipeline]:
         """Return the body; heads come and go with their clients."""
-        return {"body": self._body} if self._is_running else {}
+        return {"body": self._pipeline} if self._is_running else {}
 
     async def serve(self, client: Client) -> None:
         """Serve one client until it leaves.
@@ -125,22 +102,13 @@ class HeadService:
             HeadsFull: There are as many heads as there may be.
             PartimeError: The body, or this client's head, has stopped.
         """
-        overflow = "latest" if client.kind is ClientKind.WEBRTC else "block"
         async with (
             self._ownership(client),
             self._head(client.key) as head,
-            self._body.feed(overflow=overflow, max_age_s=self._max_age_s) as first,
+            self._feed(client) as first,
             head.feed() as second,
         ):
-            session = Session(
-                client,
-                [first, second],
-                example=self._example,
-                teach=self._teach,
-                to_target=self._to_target,
-                painter=self._painter,
-            )
-            await session.run()
+            await self._session(client, [first, second]).run()
 
     @asynccontextmanager
     async def _ownership(self, client: Client) -> AsyncIterator[None]:
@@ -178,6 +146,3 @@ class HeadService:
                 self._kept.move_to_end(key)
                 while len(self._kept) > self._remembered:
                     self._kept.popitem(last=False)
-
-    def _stopped(self, error: BaseException) -> None:
-        self.error = error

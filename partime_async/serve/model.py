@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Self
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from partime_async.feed import Feed
 from partime_async.frame import Value
 from partime_async.pipeline import Pipeline
-from partime_async.serve.client import Client, ClientKind
-from partime_async.serve.session import Session, Teach, batched
-from partime_async.webrtc.worker import Worker
+from partime_async.serve.client import Client
+from partime_async.serve.session import Teach
+from partime_async.serve.shared import SharedPipeline, described
 
 
-class ModelService:
+class ModelService(SharedPipeline):
     """Serves one pipeline to any number of clients.
 
     A camera's feed is live: its newest frame counts, and results go back as a video. A program's frames come in order,
@@ -48,32 +44,12 @@ class ModelService:
         max_age_s: float | None = None,
         summary: str = "",
     ) -> None:
-        self.error: BaseException | None = None
-        self._pipeline = pipeline
-        self._example = example
-        self._teach = teach
-        self._to_target = to_target or batched
-        self._max_age_s = max_age_s
+        super().__init__(pipeline, example, teach=teach, to_target=to_target, max_age_s=max_age_s)
         self._summary = summary
-        self._painter = Worker("partime painter")
-        self._stack = AsyncExitStack()
-        self._is_running = self._learns = False
+        self._learns = False
 
-    async def __aenter__(self) -> Self:
-        self._painter = Worker("partime painter")
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._painter.aclose)
-            await stack.enter_async_context(self._pipeline)
-            await stack.enter_async_context(watched(self._pipeline, self._stopped))
-            self._stack = stack.pop_all()
-        self._is_running = True
+    async def _prepare(self) -> None:
         self._learns = self._pipeline.statistics().learning is not None
-        return self
-
-    async def __aexit__(self, *exception: object) -> bool | None:
-        self._is_running = False
-        await self._stack.aclose()
-        return None
 
     def describe(self) -> Mapping[str, object]:
         """Say what it takes and what it does."""
@@ -96,46 +72,4 @@ class ModelService:
             PartimeError: The pipeline has stopped.
         """
         async with self._feed(client) as feed:
-            session = Session(
-                client,
-                [feed],
-                example=self._example,
-                teach=self._teach,
-                to_target=self._to_target,
-                painter=self._painter,
-            )
-            await session.run()
-
-    def _feed(self, client: Client) -> Feed:
-        overflow = "latest" if client.kind is ClientKind.WEBRTC else "block"
-        return self._pipeline.feed(overflow=overflow, max_age_s=self._max_age_s)
-
-    def _stopped(self, error: BaseException) -> None:
-        self.error = error
-
-
-@asynccontextmanager
-async def watched(pipeline: Pipeline, on_stop: Callable[[BaseException], None]) -> AsyncIterator[None]:
-    """Watch a running pipeline, and call `on_stop` with the error that stops it, if one does."""
-    task = asyncio.create_task(_watch(pipeline, on_stop), name="partime watch")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-
-
-async def _watch(pipeline: Pipeline, on_stop: Callable[[BaseException], None]) -> None:
-    # Nothing is ever put into this feed, so its reader hears of the end alone.
-    try:
-        async with pipeline.feed() as feed:
-            async for _ in feed:
-                continue
-    except Exception as error:
-        on_stop(error)
-
-
-def described(example: Value) -> dict[str, object]:
-    """Describe what a network takes from a client: without the batch dimension."""
-    tensors = (example,) if isinstance(example, Tensor) else example
-    return {"takes": [{"shape": list(t.shape[1:]), "dtype": str(t.dtype).removeprefix("torch.")} for t in tensors]}
+            await self._session(client, [feed]).run()

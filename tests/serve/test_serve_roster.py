@@ -19,6 +19,20 @@ from partime_async.serve.log import JsonFormatter, event
 from tests.serve.visitors import TOKEN, WIDTH, Mirror, model_service, serving
 
 
+class Clinging(Mirror):
+    """A service that goes on after its client has left."""
+
+    was_cancelled = False
+
+    async def serve(self, client: Client) -> None:
+        """Wait for ever; note a cancellation."""
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+
+
 def test_rate_lets_a_burst_pass_and_then_so_many_a_second() -> None:
     """Each key has its own allowance, which fills up again with time."""
     now = 0.0
@@ -146,17 +160,6 @@ async def test_server_that_stops_sends_its_clients_away_and_leaves_nothing() -> 
 
 async def test_server_stops_although_a_service_does_not_let_go() -> None:
     """A service that goes on after its client has left is cancelled after the time allowed."""
-
-    class Clinging(Mirror):
-        was_cancelled = False
-
-        async def serve(self, client: Client) -> None:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                self.was_cancelled = True
-                raise
-
     service = Clinging()
     async with serving(service, limits=ClientLimits(leave_s=0.1)) as rig:
         async with rig.stream():
@@ -222,17 +225,6 @@ async def test_start_that_is_cancelled_leaves_what_was_entered() -> None:
 
 async def test_end_that_is_cancelled_sends_everybody_away_at_once() -> None:
     """Services that cling are cancelled, and the cancellation goes on."""
-
-    class Clinging(Mirror):
-        was_cancelled = False
-
-        async def serve(self, client: Client) -> None:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                self.was_cancelled = True
-                raise
-
     service = Clinging()
     async with serving(service, limits=ClientLimits(leave_s=60.0)) as rig, rig.stream():
         await rig.until(lambda: len(rig.roster.clients) == 1)
