@@ -29,21 +29,29 @@ class Admission:
 
     Args:
         window: Returns how many frames may be in flight now; None: as many as the stages take.
+        delay: Returns how many seconds the next frame should still wait outside.
         on_admit: Called with each frame when it has its number.
 
     Attributes:
-        flying: The frames admitted and not through the last stage.
+        flying: The frames admitted and not through the last stage, in that order.
         admitted: How many frames were ever admitted.
     """
 
-    def __init__(self, window: Callable[[], int | None], on_admit: Callable[[Frame], None] | None = None) -> None:
-        self.flying: set[Frame] = set()
+    def __init__(
+        self,
+        window: Callable[[], int | None],
+        delay: Callable[[], float] | None = None,
+        on_admit: Callable[[Frame], None] | None = None,
+    ) -> None:
+        self.flying: dict[Frame, None] = {}
         self.admitted = 0
         self._window = window
+        self._delay = delay
         self._on_admit = on_admit
         self._marks: deque[AnyMark] = deque()
         self._turns: deque[Waiting] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._delay_s = 0.0
 
     def announce(self, feed: Waiting) -> None:
         """Take note that a feed has a frame, or has room again."""
@@ -59,7 +67,7 @@ class Admission:
 
     def finished(self, frame: Frame) -> None:
         """Take note that a frame has left the last stage."""
-        self.flying.discard(frame)
+        self.flying.pop(frame, None)
         self._wake()
 
     async def get(self) -> Frame | AnyMark:
@@ -67,12 +75,16 @@ class Admission:
 
         Cancellation: safe; nothing is taken.
         """
+        loop = asyncio.get_running_loop()
         while (item := self._next()) is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(self._delay_s, self._wake) if self._delay_s else None
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+                if timer is not None:
+                    timer.cancel()
         return item
 
     def abort(self, error: BaseException) -> None:
@@ -81,6 +93,7 @@ class Admission:
             self._marks.popleft().fail(error)
 
     def _next(self) -> Frame | AnyMark | None:
+        self._delay_s = 0.0
         if self._marks:
             mark = self._marks.popleft()
             mark.boundary = self.admitted
@@ -89,6 +102,10 @@ class Admission:
         if window is not None and len(self.flying) >= window:
             return None
         turns = self._turns
+        if window is not None and turns and self._delay is not None:
+            self._delay_s = self._delay()
+            if self._delay_s > 0.0:
+                return None
         while turns:
             feed = turns.popleft()
             frame = feed.take()
@@ -101,7 +118,7 @@ class Admission:
             self.admitted += 1
             if self._on_admit is not None:
                 self._on_admit(frame)
-            self.flying.add(frame)
+            self.flying[frame] = None
             return frame
         return None
 

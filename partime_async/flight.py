@@ -33,6 +33,7 @@ class Frame:
     """One frame from its offer to its result, with all that is known about it.
 
     Attributes:
+        admitted_at: Clock time in seconds at which it was let into the first stage.
         value: The network's input, until the first stage has taken it.
         event: The completion of the latest work enqueued for it.
         events: The completions of all its work, stage by stage.
@@ -46,6 +47,7 @@ class Frame:
     """
 
     __slots__ = (
+        "admitted_at",
         "captured_at",
         "context",
         "epoch",
@@ -79,6 +81,7 @@ class Frame:
         self.captured_at = captured_at
         self.context = context
         self.index = -1
+        self.admitted_at = 0.0
         self.lesson_target: Value | None = None
         self.loss: float | None = None
         self.event: DeviceEvent | None = None

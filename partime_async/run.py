@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +24,7 @@ from partime_async.errors import (
 )
 from partime_async.feed import Feed
 from partime_async.flight import AnyMark, Frame, Mark
+from partime_async.forecast import delay_s, window
 from partime_async.frame import FrameSpec, Result, StageTiming, Value
 from partime_async.lag import LagMonitor
 from partime_async.lesson import Lesson
@@ -35,9 +35,6 @@ from partime_async.statistics import PipelineStatistics
 from partime_async.teaching import Teaching
 
 T = TypeVar("T")
-
-_SLACK = 0.25
-"""Share of a stage's time that hops and jitter may take before a live window of whole frames runs dry."""
 
 
 class OnError(StrEnum):
@@ -92,7 +89,7 @@ class Run:
         self._clock = clock
         self._options = options
         self._teaching = Teaching(assembly, self.stop)
-        self._admission = Admission(self._window, self._teaching.admit)
+        self._admission = Admission(self._window, self._delay_s, self._admitted)
         self._feeds: dict[Feed, None] = {}
         self._landing: dict[Feed, None] = {}
         self._live_feeds = 0
@@ -200,18 +197,16 @@ class Run:
         await self.send([partial(learner.freeze, is_frozen) for learner in learners])
 
     def _window(self) -> int | None:
-        """Return how many frames may be in flight, if freshness counts: those that keep the slowest stage busy.
+        """Return how many frames may be in flight; None: as many as the stages take, as no feed is live."""
+        return window([stage.pace for stage in self._stages]) if self._live_feeds else None
 
-        A frame needs the sum S of the stage times, and one leaves every P, the slowest stage's time: S / P frames in
-        flight keep that stage busy, and one more covers for hops and jitter. Its age is then about S + P.
-        """
-        if not self._live_feeds:
-            return None
-        services = [stage.recent_service_s for stage in self._stages]
-        slowest = max(services)
-        if slowest <= 0.0:
-            return len(services) + 1
-        return math.floor(sum(services) / slowest + _SLACK) + 1
+    def _delay_s(self) -> float:
+        """Return how long the next frame should still wait outside, where a newer one may take its place."""
+        return delay_s(self._clock.now(), self._admission.flying, [stage.pace for stage in self._stages])
+
+    def _admitted(self, frame: Frame) -> None:
+        frame.admitted_at = self._clock.now()
+        self._teaching.admit(frame)
 
     def _frame_done(self, frame: Frame) -> None:
         if frame not in self._admission.flying:

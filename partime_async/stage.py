@@ -18,6 +18,7 @@ from typing import Protocol
 from partime_async.channel import Channel, ChannelStatistics
 from partime_async.devices import DeviceEvent, DeviceStream, Work, ready
 from partime_async.flight import AnyMark, Frame, Mark
+from partime_async.forecast import Pace
 from partime_async.learning import LearningStatistics
 from partime_async.lesson import Lesson
 from partime_async.metrics import Distribution, MovingAverage, Quantiles
@@ -144,10 +145,10 @@ class Stage:
                 await self._lesson.learn(item)
 
     @property
-    def recent_service_s(self) -> float:
-        """Seconds the stage needs per frame, averaged over the latest ones; 0.0 before the first."""
+    def pace(self) -> Pace:
+        """What the stage needs per frame, averaged over the latest ones; 0.0 before the first."""
         learning_s = self._lesson.recent_service.value if self._lesson is not None else 0.0
-        return self._recent_service.value + learning_s
+        return Pace(self._recent_service.value, learning_s)
 
     def statistics(self, elapsed_s: float) -> StageStatistics:
         """Return what the stage has done in the `elapsed_s` seconds since the pipeline started."""
@@ -199,7 +200,8 @@ class Stage:
             self._service.record(seconds)
             self._recent_service.update(seconds)
             if self._is_adaptive:
-                ahead = _AHEAD_S / max(self.recent_service_s, 1e-6)
+                pace = self.pace
+                ahead = _AHEAD_S / max(pace.service_s + pace.learning_s, 1e-6)
                 depth = min(MOST_DEPTH, max(LEAST_DEPTH, round(ahead)))
                 if depth != self._depth:
                     self._depth = depth

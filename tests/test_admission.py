@@ -60,7 +60,7 @@ async def test_feed_announced_twice_has_one_turn() -> None:
 async def test_frames_are_numbered_in_the_order_of_admission() -> None:
     """Admitted frames have the numbers 0, 1, 2 over all feeds, told once, before they are handed out."""
     told: list[int] = []
-    admission = Admission(lambda: None, lambda frame: told.append(frame.index))
+    admission = Admission(lambda: None, on_admit=lambda frame: told.append(frame.index))
     admission.announce(Source("a", 2))
     admission.announce(Source("b", 2))
     items = [await admission.get() for _ in range(4)]
@@ -112,6 +112,28 @@ async def test_frame_of_a_live_feed_is_chosen_when_it_can_start() -> None:
         frame = bench.take()
         assert frame is not None
         assert frame.sequence == 5
+        bench.finish(frame)
+
+
+@pytest.mark.looptime
+async def test_frame_with_time_to_spare_waits_outside_for_a_newer_one() -> None:
+    """While a frame would only wait inside, it is not chosen; a newer one takes its place, a mark goes past it."""
+    bench = Bench("latest")
+    delays_s = iter((0.5, 0.3, 0.0))
+    bench.admission._window = lambda: 2
+    bench.admission._delay = lambda: next(delays_s)
+    loop = asyncio.get_running_loop()
+    async with bench.feed as feed:
+        await feed.put(FRAME)
+        began = loop.time()
+        waiting = asyncio.ensure_future(bench.admission.get())
+        await asyncio.sleep(0.2)
+        await feed.put(FRAME)
+        bench.admission.send(_mark())
+        assert isinstance(await waiting, Mark)
+        frame = await bench.admission.get()
+        assert isinstance(frame, Frame)
+        assert (frame.sequence, round(loop.time() - began, 3)) == (1, 0.5)
         bench.finish(frame)
 
 

@@ -112,16 +112,17 @@ async def test_reader_that_stalls_blocks_nobody_else(overflow: str) -> None:
 
 
 @pytest.mark.parametrize("times_s", [(0.005,) * 4, (0.002, 0.008, 0.003), (0.001,) * 8, (0.01, 0.01), (0.02,)])
-async def test_age_under_overload_is_the_stage_times_and_one_more(times_s: tuple[float, ...]) -> None:
-    """A camera much too fast for the pipeline costs frames, not freshness: ages stay at S + P."""
+async def test_age_under_overload_is_the_stage_times(times_s: tuple[float, ...]) -> None:
+    """A camera much too fast for the pipeline costs frames, not freshness: they are let in just in time."""
     ages_s: list[float] = []
     async with _pipeline(times_s) as pipeline, pipeline.feed(overflow="latest") as feed, asyncio.TaskGroup() as group:
         group.create_task(_offer(feed, every_s=0.001))
         group.create_task(_read(feed, ages_s))
         await asyncio.sleep(1.0)
         feed.close()
-    settled = ages_s[10:]
-    assert max(settled) <= sum(times_s) + max(times_s) + 0.002
+    settled = ages_s[10:-1]  # the last one waits for its turn however old it gets: no newer one comes
+    leeway_s, between_frames_s = 0.2 * max(times_s) + 0.002, 0.001
+    assert max(settled) <= sum(times_s) + leeway_s + between_frames_s
     assert len(ages_s) * max(times_s) >= 1.0 * 0.9, "the slowest stage was not kept busy"
 
 
@@ -206,9 +207,9 @@ async def test_frames_that_are_too_old_are_dropped_before_they_cost_anything() -
             await feed.put(FRAME)
         feed.close()
         count = await _read(feed)
-        assert count == 4
-        assert feed.statistics().frames.dropped == {"stale": 16}
-        assert pipeline.statistics().stages[0].frames == 4
+        assert count == 3
+        assert feed.statistics().frames.dropped == {"stale": 17}
+        assert pipeline.statistics().stages[0].frames == 3
 
 
 async def test_process_beside_busy_feeds_has_its_turn() -> None:

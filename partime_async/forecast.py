@@ -1,0 +1,93 @@
+"""How many frames of live feeds may be in flight, and when the next one is let in: just in time.
+
+    stage 0   [ frame 7 ][...spare...][ frame 8 ]
+    stage 1        [   frame 6    ][   frame 7   ][ frame 8 ...
+
+Frame 8 could start at stage 0 right behind frame 7, only to wait before stage 1; meanwhile a newer picture could have
+taken its place. So it is let in only so late that stage 1 has no time to run dry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from partime_async.flight import Frame
+
+_SLACK = 0.25
+"""Share of a stage's time that hops and jitter may take before a window of whole frames runs dry."""
+
+_LEEWAY = 0.2
+"""Share of the slowest stage's time by which a frame is let in early, as stages take now more, now less: with a jitter
+of 5% it costs less than a hundredth of the frames/s, and makes every frame that much older."""
+
+_WAKING_S = 0.001
+"""How late a timer may be; a wait no longer than that is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a stage needs for a frame, lately; 0.0 before the first.
+
+    Attributes:
+        service_s: Seconds until the frame goes on to the next stage.
+        learning_s: Seconds of learning after that, before the stage takes another frame.
+    """
+
+    service_s: float
+    learning_s: float
+
+    @property
+    def period_s(self) -> float:
+        """Seconds from one frame to the next."""
+        return self.service_s + self.learning_s
+
+
+def window(paces: Sequence[Pace]) -> int:
+    """Return how many frames may be in flight: those that keep the slowest stage busy.
+
+    A frame needs the sum S of the stage times, and one leaves every P, the slowest stage's time: S / P frames in flight
+    keep that stage busy, and one more covers for hops and jitter. It bounds what `delay_s` can get wrong.
+    """
+    periods = [pace.period_s for pace in paces]
+    slowest = max(periods)
+    if slowest <= 0.0:
+        return len(periods) + 1
+    return math.floor(sum(periods) / slowest + _SLACK) + 1
+
+
+def delay_s(now: float, flying: Iterable[Frame], paces: Sequence[Pace]) -> float:
+    """Return how many seconds the next frame should still wait outside, where a newer one may take its place.
+
+    Args:
+        now: Clock time in seconds.
+        flying: The frames in flight, in the order of their admission.
+        paces: Of each stage.
+    """
+    leeway_s = _LEEWAY * max(pace.period_s for pace in paces) + _WAKING_S
+    wait_s = spare_s(now, flying, paces) - leeway_s
+    return wait_s if wait_s > _WAKING_S else 0.0
+
+
+def spare_s(now: float, flying: Iterable[Frame], paces: Sequence[Pace]) -> float:
+    """Return how much later a frame could be let in and still be through as early as if it were let in now.
+
+    The frames in flight are played forward: what is done is known, what runs or waits takes as long as it did lately.
+    """
+    free_at = [now] * len(paces)
+    for frame in flying:
+        at = frame.admitted_at
+        for stage, pace in enumerate(paces):
+            event = frame.events[stage] if stage < len(frame.events) else None
+            if event is not None and event.is_complete:
+                at = event.finished_at
+            else:
+                has_begun = event is not None and event.started_at > 0.0
+                begins = event.started_at if event is not None and has_begun else max(at, free_at[stage])
+                at = max(begins + pace.service_s, now)
+            free_at[stage] = max(free_at[stage], at + pace.learning_s)
+    through = now
+    for pace, free in zip(paces, free_at, strict=True):
+        through = max(through, free) + pace.service_s
+    return max(0.0, through - now - sum(pace.service_s for pace in paces))
