@@ -38,7 +38,7 @@ from partime_async.learning import (
     rules,
 )
 from partime_async.learning.skip import SkipStatistics
-from partime_async.overflow import Overflow
+from partime_async.overflow import Learn, Overflow
 from partime_async.partition.plan import Plan
 from partime_async.pipeline import Pipeline
 from partime_async.planning import plan
@@ -64,6 +64,7 @@ __all__ = [
     "Graph",
     "LabelError",
     "LabelStatistics",
+    "Learn",
     "Learner",
     "LearningStatistics",
     "LossStatistics",

@@ -71,6 +71,13 @@ class Part:
         self.recovery: Recovery | None = None
         self._is_known = False
 
+    @property
+    def is_recordable(self) -> bool:
+        """Whether a recording would be all of it; known once it is prepared."""
+        # A recording holds the tensors, but not what a module keeps beside them, and a new state may replace both. And
+        # it would draw from PyTorch's own generator.
+        return self.draws is None and all(isinstance(item, Tensor) for item in self.module.state_dict().values())
+
     def prepare(self, example: Value, random_state: Tensor, *, capture: bool) -> Value:
         """Make `work` ready to run, and return an example of what it gives; blocks.
 
@@ -84,11 +91,7 @@ class Part:
             drawing = drawing_layers(self.module, example)
             self.draws = Draws(self.module, drawing, self.number) if drawing else None
             self._is_known = True
-        # A recording holds the tensors, but not what a module keeps beside them, and a new state may replace both. And
-        # it would draw from PyTorch's own generator.
-        has_extra_state = not all(isinstance(item, Tensor) for item in self.module.state_dict().values())
-        can_be_recorded = self.draws is None and not has_extra_state
-        self.work, output = self.stream.prepare(self.module, example, capture=capture and can_be_recorded)
+        self.work, output = self.stream.prepare(self.module, example, capture=capture and self.is_recordable)
         if self.draws is not None:
             self.draws.seed(random_state)
             self.work = self.draws.work(self.module)
@@ -152,8 +155,7 @@ class Assembly:
         restores = learner is not None and learner.non_finite == NonFinite.RESTORE
         self._faults = FaultBook(learner.rule, len(plan.balance)) if learner is not None and restores else None
         self._example = example
-        # A recording has no graph to go back through.
-        self._capture = capture and learner is None
+        self._capture = capture
         start = 0
         for number, count in enumerate(plan.balance):
             layers = (chain.names[start], chain.names[start + count - 1])
@@ -246,9 +248,11 @@ class Assembly:
         value = _copied(self._example)
         for part in self.parts:
             try:
-                value = part.prepare(value, random_state, capture=self._capture)
+                given = _copied(value)
+                # A recording for inference has no graph to go back through: a learner makes its own.
+                value = part.prepare(value, random_state, capture=self._capture and self.learner is None)
                 if self.learner is not None:
-                    self._prepare_learner(part, self.learner)
+                    self._prepare_learner(part, self.learner, given)
             except (ConfigurationError, DeviceError):
                 raise
             except Exception as error:
@@ -265,7 +269,7 @@ class Assembly:
             # The first layer writes into its input, which is the caller's own frame.
             self.parts[0].work = _on_a_copy(self.parts[0].work)
 
-    def _prepare_learner(self, part: Part, learner: Learner) -> None:
+    def _prepare_learner(self, part: Part, learner: Learner, example: Value) -> None:
         if part.learner is None:
             part.learner = StageLearner(
                 learner,
@@ -274,6 +278,7 @@ class Assembly:
                 len(self.parts),
                 draws=part.draws,
                 writes_input=part.number == 0 and self._chain.mutates_input,
+                example=example if self._capture and part.is_recordable else None,
                 on_fault=None if self._faults is None else self._faults.note,
             )
             if self._faults is not None:

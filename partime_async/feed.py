@@ -23,7 +23,7 @@ from partime_async.errors import (
 )
 from partime_async.flight import Frame
 from partime_async.frame import FrameSpec, Result, Value, check_target
-from partime_async.overflow import LIVE, FeedOptions, Overflow
+from partime_async.overflow import LIVE, FeedOptions, Learn, Overflow
 
 
 class Feed:
@@ -321,12 +321,15 @@ class Feed:
             self._spec.check(value)
             if target is not None:
                 check_target(target)
-            captured = self._now() if captured_at is None else _checked_time(captured_at)
+            now = self._now()
+            captured = now if captured_at is None else _checked_time(captured_at)
         except FrameError:
             self.accounts.drop_waiting(DropCause.INVALID)
             raise
         frame = Frame(self, number, value, target=target, captured_at=captured, context=context)
         frame.epoch = self._epoch
+        frame.offered_at = now
+        frame.needs_time = self.options.learn is Learn.SPARE
         return frame
 
     async def _put_waiting(self, entry: Frame) -> None:

@@ -33,6 +33,7 @@ class Frame:
     """One frame from its offer to its result, with all that is known about it.
 
     Attributes:
+        offered_at: Clock time in seconds at which its feed got it.
         admitted_at: Clock time in seconds at which it was let into the first stage.
         value: The network's input, until the first stage has taken it.
         event: The completion of the latest work enqueued for it.
@@ -41,6 +42,9 @@ class Frame:
         target: What came along with the frame.
         lesson_target: What the last stage learns from at this frame's event: the target of the frame that was admitted
             `label_delay` frames before.
+        needs_time: Whether it is learned from only if there is time to spare.
+        is_lesson: Whether there is something to learn from at this frame's event.
+        may_be_lesson: Whether this frame itself is learned from, at its event or at a later one, as far as is known.
         loss: The loss of this frame, set by the last stage of a learning pipeline.
         epoch: How often the feed's state was reset before this frame: it meets no state of an earlier epoch.
         reply: Where the one caller of `process` waits for the result; None for frames of a feed.
@@ -54,8 +58,12 @@ class Frame:
         "event",
         "events",
         "index",
+        "is_lesson",
         "lesson_target",
         "loss",
+        "may_be_lesson",
+        "needs_time",
+        "offered_at",
         "owner",
         "reply",
         "sequence",
@@ -81,7 +89,11 @@ class Frame:
         self.captured_at = captured_at
         self.context = context
         self.index = -1
+        self.offered_at = captured_at
         self.admitted_at = 0.0
+        self.needs_time = False
+        self.is_lesson = False
+        self.may_be_lesson = False
         self.lesson_target: Value | None = None
         self.loss: float | None = None
         self.event: DeviceEvent | None = None

@@ -10,8 +10,8 @@ taken its place. So it is let in only so late that stage 1 has no time to run dr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from partime_async.flight import Frame
 
@@ -21,6 +21,9 @@ _SLACK = 0.25
 _LEEWAY = 0.2
 """Share of the slowest stage's time by which a frame is let in early, as stages take now more, now less: with a jitter
 of 5% it costs less than a hundredth of the frames/s, and makes every frame that much older."""
+
+_PATIENCE = 0.5
+"""Share of the slowest stage's time that a frame may wait where the stages keep up."""
 
 _WAKING_S = 0.001
 """How late a timer may be; a wait no longer than that is none."""
@@ -32,11 +35,13 @@ class Pace:
 
     Attributes:
         service_s: Seconds until the frame goes on to the next stage.
-        learning_s: Seconds of learning after that, before the stage takes another frame.
+        learning_s: Seconds of learning after that, before the stage takes another frame; on average, lessons or not.
+        lessons_s: Seconds of learning that each frame in this stage or behind it still costs, by the frame's number.
     """
 
     service_s: float
-    learning_s: float
+    learning_s: float = 0.0
+    lessons_s: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def period_s(self) -> float:
@@ -70,12 +75,28 @@ def delay_s(now: float, flying: Iterable[Frame], paces: Sequence[Pace]) -> float
     return wait_s if wait_s > _WAKING_S else 0.0
 
 
+def has_time_to_learn(now: float, frame: Frame, flying: Iterable[Frame], paces: Sequence[Pace]) -> bool:
+    """Tell whether the stages keep up, so that learning from this frame costs no other one.
+
+    They do if it had, and will have, next to no waiting.
+
+    Args:
+        now: Clock time in seconds.
+        frame: Admitted now, and not among those in flight.
+        flying: The frames in flight, in the order of their admission.
+        paces: Of each stage.
+    """
+    waits_s = now - frame.offered_at + spare_s(now, flying, paces)
+    return waits_s <= _PATIENCE * max(pace.service_s for pace in paces) + _WAKING_S
+
+
 def spare_s(now: float, flying: Iterable[Frame], paces: Sequence[Pace]) -> float:
     """Return how much later a frame could be let in and still be through as early as if it were let in now.
 
     The frames in flight are played forward: what is done is known, what runs or waits takes as long as it did lately.
     """
-    free_at = [now] * len(paces)
+    flying = tuple(flying)
+    free_at = [now + _lessons_now_s(stage, pace, flying) for stage, pace in enumerate(paces)]
     for frame in flying:
         at = frame.admitted_at
         for stage, pace in enumerate(paces):
@@ -86,8 +107,16 @@ def spare_s(now: float, flying: Iterable[Frame], paces: Sequence[Pace]) -> float
                 has_begun = event is not None and event.started_at > 0.0
                 begins = event.started_at if event is not None and has_begun else max(at, free_at[stage])
                 at = max(begins + pace.service_s, now)
-            free_at[stage] = max(free_at[stage], at + pace.learning_s)
+                free_at[stage] = max(free_at[stage], at + pace.lessons_s.get(frame.index, 0.0))
     through = now
     for pace, free in zip(paces, free_at, strict=True):
         through = max(through, free) + pace.service_s
     return max(0.0, through - now - sum(pace.service_s for pace in paces))
+
+
+def _lessons_now_s(stage: int, pace: Pace, flying: Sequence[Frame]) -> float:
+    """Return how long the stage still learns from frames that have been through it."""
+    if not pace.lessons_s:
+        return 0.0
+    to_come = {frame.index for frame in flying if stage >= len(frame.events) or not frame.events[stage].is_complete}
+    return sum(seconds for index, seconds in pace.lessons_s.items() if index not in to_come)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from partime_async.errors import LabelError
 from partime_async.frame import Value
 
+MOST_WITHHELD = 9
+"""Targets withheld in a row: a pipeline that never has time to spare learns a little all the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class LabelStatistics:
@@ -15,11 +18,13 @@ class LabelStatistics:
     Attributes:
         taken: Met their frame, and the loss was of the two.
         missing: Frames that had no target when they were to be learned from.
+        withheld: Not learned from, as the stages had no time to spare; see `Learn.SPARE`.
         refused: Came too late, or for a frame that does not exist.
     """
 
     taken: int
     missing: int
+    withheld: int
     refused: int
 
 
@@ -39,20 +44,36 @@ class LabelBook:
         self._targets: dict[int, Value] = {}
         self._taken = 0
         self._missing = 0
+        self._withheld = 0
+        self._in_a_row = 0
         self._refused = 0
 
-    def admit(self, index: int, target: Value | None) -> Value | None:
-        """Note a frame, with the target that came along, if one did; return the target that its event learns from."""
+    def admit(self, index: int, target: Value | None, *, has_time: bool = True) -> tuple[Value | None, bool]:
+        """Note a frame, with the target that came along, if one did.
+
+        Args:
+            index: The frame's number.
+            target: What came along.
+            has_time: Whether there is time to learn. Without it a target is withheld, but never ten in a row.
+
+        Returns:
+            The target whose frame this frame's event may learn from, and whether it does.
+        """
         self._admitted = index + 1
         if target is not None:
             self._targets[index] = target
         due = index - self._delay
         found = self._targets.pop(due, None)
-        if found is not None:
+        if found is None:
+            self._missing += due >= 0
+            return None, False
+        if has_time or self._in_a_row == MOST_WITHHELD:
             self._taken += 1
-        elif due >= 0:
-            self._missing += 1
-        return found
+            self._in_a_row = 0
+            return found, True
+        self._withheld += 1
+        self._in_a_row += 1
+        return found, False
 
     def label(self, index: int, target: Value) -> None:
         """Take the target of a frame that was admitted before.
@@ -69,4 +90,4 @@ class LabelBook:
 
     def statistics(self) -> LabelStatistics:
         """Return what became of the targets so far."""
-        return LabelStatistics(self._taken, self._missing, self._refused)
+        return LabelStatistics(self._taken, self._missing, self._withheld, self._refused)

@@ -9,6 +9,7 @@ alone decides, on the device, and the wait for it is the flow control.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -22,6 +23,7 @@ from partime_async.flight import Frame
 from partime_async.frame import Value
 from partime_async.learning import StageLearner
 from partime_async.learning.recovery import Recovery
+from partime_async.learning.rule import Graph, UpdateRule
 from partime_async.learning.skip import SkipLearner
 from partime_async.metrics import MovingAverage
 
@@ -40,7 +42,8 @@ class Lesson:
     Args:
         learner: Does the work, on the stage's device thread.
         stream: The stage's.
-        lag: Of the update rule.
+        rule: The update rule.
+        reach: How many frames a gradient takes from the last stage to this one.
         incoming: Brings the gradients of the next stage; None at the last stage.
         outgoing: Takes this stage's gradients to the one before; None at the first stage.
         on_error: Called on the event loop, with the frame's number, if a backward pass or a step raised: learning
@@ -54,7 +57,8 @@ class Lesson:
         learner: StageLearner,
         *,
         stream: DeviceStream,
-        lag: int,
+        rule: UpdateRule,
+        reach: int,
         incoming: GradientLink | None,
         outgoing: GradientLink | None,
         on_error: Callable[[BaseException, int], None],
@@ -63,8 +67,13 @@ class Lesson:
     ) -> None:
         self.learner = learner
         self.recent_service = MovingAverage()
+        self._recent_lesson = MovingAverage()
+        # Which of the latest frames are lessons: this stage learns at the event that the last one's gradient reaches.
+        self._are_lessons: deque[bool] = deque(maxlen=reach + 1)
+        self._keeps_own = rule.graph is not Graph.CURRENT
+        self._pending: dict[int, tuple[DeviceEvent, bool]] = {}
         self._stream = stream
-        self._lag = lag
+        self._lag = rule.lag
         self._incoming = incoming
         self._outgoing = outgoing
         self._on_error = on_error
@@ -73,6 +82,9 @@ class Lesson:
 
     def forward(self, frame: Frame) -> Work:
         """Return the forward pass of a frame."""
+        self._are_lessons.append(frame.is_lesson)
+        # Under `current` a gradient goes back through the pass of the event at which it comes.
+        is_kept = frame.may_be_lesson if self._keeps_own else self._is_lesson_now
 
         def work(value: Value) -> Value:
             if self._recovery is not None:
@@ -80,7 +92,7 @@ class Lesson:
             if self._skip is not None:
                 self._skip.keep(frame.index, value)
             frame.versions.append(self.learner.version)
-            output, loss = self.learner.forward(frame.index, value, frame.lesson_target)
+            output, loss = self.learner.forward(frame.index, value, frame.lesson_target, is_kept=is_kept)
             frame.loss = loss
             return output
 
@@ -95,19 +107,39 @@ class Lesson:
         if self._incoming is not None and frame.index >= self._lag:
             source = await self._incoming.get()
 
+        index = frame.index
+
         def work(value: Value) -> Value:
             if self._recovery is not None:
                 self._recovery.prepare()
-            emitted = self.learner.backward(frame.index, (value,) if isinstance(value, Tensor) else value)
+            emitted = self.learner.backward(index, (value,) if isinstance(value, Tensor) else value)
             if self._recovery is not None:
-                self._recovery.reached(frame.index + 1)
+                self._recovery.reached(index + 1)
             return emitted
 
-        # The last stage's forward pass ends with a result, which somebody waits for.
-        is_last = self._incoming is None
-        event = self._stream.enqueue(work, source, partial(self._learned, frame.index), is_background=is_last)
+        # The forward pass is what others wait for: the last stage's ends with a result.
+        event = self._stream.enqueue(work, source, partial(self._learned, index), is_background=True)
+        self._pending[index] = (event, self._is_lesson_now)
         if self._outgoing is not None:
             self._outgoing.put_nowait(event)
+
+    @property
+    def _is_lesson_now(self) -> bool:
+        """Whether a gradient comes at the event of the latest frame."""
+        return len(self._are_lessons) == self._are_lessons.maxlen and self._are_lessons[0]
+
+    def remaining_s(self, now: float) -> dict[int, float]:
+        """Return how many seconds each lesson that is enqueued still takes, as lately, by the frame's number.
+
+        Args:
+            now: Clock time in seconds.
+        """
+        usual_s = self._recent_lesson.value
+        return {
+            index: usual_s if event.started_at <= 0.0 else max(0.0, event.started_at + usual_s - now)
+            for index, (event, is_lesson) in self._pending.items()
+            if is_lesson
+        }
 
     def end(self) -> None:
         """Discard and count the gradients that are still on their way; when nothing is enqueued any more."""
@@ -117,7 +149,11 @@ class Lesson:
             event.release()
 
     def _learned(self, index: int, event: DeviceEvent) -> None:
+        _, is_lesson = self._pending.pop(index)
         if event.error is None:
-            self.recent_service.update(event.finished_at - event.started_at)
+            seconds = event.finished_at - event.started_at
+            self.recent_service.update(seconds)
+            if is_lesson:
+                self._recent_lesson.update(seconds)
         elif event.origin is self._stream and not isinstance(event.error, WorkAborted):
             self._on_error(event.error, index)

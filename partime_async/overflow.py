@@ -1,4 +1,4 @@
-"""What happens to frames that come faster than they are processed."""
+"""What happens to frames that come faster than they are processed, or than they are learned from."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ class Overflow(StrEnum):
     """`put` raises `FeedFull`."""
 
 
+class Learn(StrEnum):
+    """Which frames with a target are learned from, by a pipeline that learns."""
+
+    ALWAYS = "always"
+    """All of them; the stages take fewer frames if that is too much."""
+    SPARE = "spare"
+    """Those that find the stages free, and in any case one in ten: learning then costs hardly any frames or freshness.
+    What was withheld is counted; how many that are depends on the load, what the others teach does not."""
+
+
 LIVE = frozenset({Overflow.LATEST, Overflow.DROP_OLDEST})
 """The policies that put freshness before completeness."""
 
@@ -35,9 +45,12 @@ class FeedOptions:
     max_age_s: float | None
     capacity: int
     unread_limit: int
+    learn: Learn = Learn.ALWAYS
 
     @classmethod
-    def checked(cls, overflow: str, max_age_s: float | None, capacity: int, unread_limit: int) -> FeedOptions:
+    def checked(
+        cls, overflow: str, max_age_s: float | None, capacity: int, unread_limit: int, learn: str = "always"
+    ) -> FeedOptions:
         """Return the options, or say which of them cannot be.
 
         Raises:
@@ -52,7 +65,9 @@ class FeedOptions:
             raise ConfigurationError(f"max_age_s is {max_age_s!r}; no frame is that young. Pass more than 0 seconds.")
         if not isinstance(capacity, int) or capacity < 1:
             raise ConfigurationError(f"capacity is {capacity!r}; a feed holds at least 1 frame. Pass 1 or more.")
-        return cls(policy, max_age_s, 1 if policy is Overflow.LATEST else capacity, unread_limit)
+        if learn not in tuple(Learn):
+            raise ConfigurationError(f"learn is {learn!r}. Use 'always' or 'spare'.")
+        return cls(policy, max_age_s, 1 if policy is Overflow.LATEST else capacity, unread_limit, Learn(learn))
 
     @property
     def is_live(self) -> bool:

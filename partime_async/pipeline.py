@@ -130,6 +130,7 @@ class Pipeline:
         overflow: str = "block",
         max_age_s: float | None = None,
         capacity: int | None = None,
+        learn: str = "always",
     ) -> AsyncIterator[Result]:
         """Run every frame of a source and yield the results in order.
 
@@ -139,6 +140,7 @@ class Pipeline:
             overflow: See `feed`.
             max_age_s: See `feed`.
             capacity: See `feed`.
+            learn: See `feed`.
 
         Yields:
             The results. `Result.context` is the item of the source.
@@ -150,7 +152,7 @@ class Pipeline:
         Cancellation: safe; frames that have not started are dropped.
         """
         run, items = self._run, aiter_frames(source)
-        async with self.feed(overflow=overflow, max_age_s=max_age_s, capacity=capacity) as feed:
+        async with self.feed(overflow=overflow, max_age_s=max_age_s, capacity=capacity, learn=learn) as feed:
             pumping = run.start_task(partial(pump, items, feed, self._spec), name="partime source")
             try:
                 async for result in feed:
@@ -159,7 +161,14 @@ class Pipeline:
                 pumping.cancel()
                 await asyncio.wait([pumping])
 
-    def feed(self, *, overflow: str = "block", max_age_s: float | None = None, capacity: int | None = None) -> Feed:
+    def feed(
+        self,
+        *,
+        overflow: str = "block",
+        max_age_s: float | None = None,
+        capacity: int | None = None,
+        learn: str = "always",
+    ) -> Feed:
         """Return a feed: one client's frames in, its results out; ``async with pipeline.feed() as feed``.
 
         Feeds are served in turn. While a live feed is open, one with ``latest``, ``drop_oldest`` or an age limit, only
@@ -170,12 +179,15 @@ class Pipeline:
                 ``fail``; see `Overflow`.
             max_age_s: Frames older than this many seconds when their turn comes are dropped.
             capacity: Frames that may wait in the feed; the pipeline's by default; ``latest`` holds one.
+            learn: Which frames with a target are learned from: ``always``, all of them; ``spare``, those that find the
+                stages free, so that learning costs hardly any frames; see `Learn`.
 
         Raises:
             ConfigurationError: Options that cannot be.
             PipelineNotRunning: The caller is outside the `async with` block.
         """
-        return self._run.new_feed(overflow, max_age_s, self._options.capacity if capacity is None else capacity)
+        holds = self._options.capacity if capacity is None else capacity
+        return self._run.new_feed(overflow, max_age_s, holds, learn)
 
     # -- learning -------------------------------------------------------------------------------------------------
 

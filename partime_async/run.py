@@ -24,7 +24,7 @@ from partime_async.errors import (
 )
 from partime_async.feed import Feed
 from partime_async.flight import AnyMark, Frame, Mark
-from partime_async.forecast import delay_s, window
+from partime_async.forecast import delay_s, has_time_to_learn, window
 from partime_async.frame import FrameSpec, Result, StageTiming, Value
 from partime_async.lag import LagMonitor
 from partime_async.lesson import Lesson
@@ -138,14 +138,16 @@ class Run:
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
-    def new_feed(self, overflow: str, max_age_s: float | None, capacity: int) -> Feed:
+    def new_feed(self, overflow: str, max_age_s: float | None, capacity: int, learn: str = "always") -> Feed:
         """Make a feed that is open between its `__aenter__` and `__aexit__`."""
         # Room for the results of everything that can be in flight, so that a reader who keeps up never slows the
         # stages, and one who does not holds back no other feed.
         stages, options = len(self._stages), self._options
         unread_limit = 2 * stages * (options.depth or MOST_DEPTH) + stages + capacity
+        chosen = FeedOptions.checked(overflow, max_age_s, capacity, unread_limit, learn)
+        self._teaching.check(chosen.learn)
         return Feed(
-            FeedOptions.checked(overflow, max_age_s, capacity, unread_limit),
+            chosen,
             spec=self._spec,
             clock=self._clock,
             admission=self._admission,
@@ -198,15 +200,20 @@ class Run:
 
     def _window(self) -> int | None:
         """Return how many frames may be in flight; None: as many as the stages take, as no feed is live."""
-        return window([stage.pace for stage in self._stages]) if self._live_feeds else None
+        return window([stage.pace() for stage in self._stages]) if self._live_feeds else None
 
     def _delay_s(self) -> float:
         """Return how long the next frame should still wait outside, where a newer one may take its place."""
-        return delay_s(self._clock.now(), self._admission.flying, [stage.pace for stage in self._stages])
+        now = self._clock.now()
+        return delay_s(now, self._admission.flying, [stage.pace(now) for stage in self._stages])
 
     def _admitted(self, frame: Frame) -> None:
-        frame.admitted_at = self._clock.now()
-        self._teaching.admit(frame)
+        now = frame.admitted_at = self._clock.now()
+        has_time = True
+        if frame.needs_time:
+            paces = [stage.pace(now) for stage in self._stages]
+            has_time = has_time_to_learn(now, frame, self._admission.flying, paces)
+        self._teaching.admit(frame, has_time=has_time)
 
     def _frame_done(self, frame: Frame) -> None:
         if frame not in self._admission.flying:

@@ -144,11 +144,16 @@ class Stage:
             if self._lesson is not None and isinstance(item, Frame):
                 await self._lesson.learn(item)
 
-    @property
-    def pace(self) -> Pace:
-        """What the stage needs per frame, averaged over the latest ones; 0.0 before the first."""
-        learning_s = self._lesson.recent_service.value if self._lesson is not None else 0.0
-        return Pace(self._recent_service.value, learning_s)
+    def pace(self, now: float | None = None) -> Pace:
+        """Return what the stage needs per frame, averaged over the latest ones; 0.0 before the first.
+
+        Args:
+            now: Clock time in seconds, to say also what its lessons still take; None: leave that out.
+        """
+        if self._lesson is None:
+            return Pace(self._recent_service.value)
+        lessons_s = {} if now is None else self._lesson.remaining_s(now)
+        return Pace(self._recent_service.value, self._lesson.recent_service.value, lessons_s)
 
     def statistics(self, elapsed_s: float) -> StageStatistics:
         """Return what the stage has done in the `elapsed_s` seconds since the pipeline started."""
@@ -200,8 +205,7 @@ class Stage:
             self._service.record(seconds)
             self._recent_service.update(seconds)
             if self._is_adaptive:
-                pace = self.pace
-                ahead = _AHEAD_S / max(pace.service_s + pace.learning_s, 1e-6)
+                ahead = _AHEAD_S / max(self.pace().period_s, 1e-6)
                 depth = min(MOST_DEPTH, max(LEAST_DEPTH, round(ahead)))
                 if depth != self._depth:
                     self._depth = depth

@@ -11,6 +11,7 @@ from partime_async.frame import Value, check_target
 from partime_async.labels import LabelBook
 from partime_async.learning import Learner
 from partime_async.lesson import GradientLink, Lesson, gradient_link
+from partime_async.overflow import Learn
 from partime_async.statistics import TeachingStatistics
 
 
@@ -30,16 +31,40 @@ class Teaching:
         self._assembly = assembly
         self._stop = stop
         self._labels = None if learner is None or learner.unsupervised else LabelBook(learner.label_delay)
+        self._is_labelled_late = learner is not None and learner.label_delay > 0
         self._measures_alone = learner is not None and learner.unsupervised and bool(learner.metrics)
         self.lessons = [] if learner is None else self._build_lessons(learner)
         if assembly.skip is not None:
             assembly.skip.on_error = stop
 
-    def admit(self, frame: Frame) -> None:
-        """Note a frame, with its number, and give it what its event learns from."""
+    def check(self, learn: Learn) -> None:
+        """Refuse a feed's wish for learning that cannot be.
+
+        Raises:
+            ConfigurationError: Targets are to be withheld, and there is no use for them.
+        """
+        if learn is Learn.SPARE and self._labels is None:
+            raise ConfigurationError(
+                "learn is 'spare', and the pipeline does not learn, or its learner is unsupervised and learns from "
+                "every frame. Pass a Learner whose loss takes a target, or leave `learn` out."
+            )
+
+    def admit(self, frame: Frame, *, has_time: bool) -> None:
+        """Note a frame, with its number, and give it what its event learns from.
+
+        Args:
+            frame: Has its number.
+            has_time: Whether the stages have time to learn at its event.
+        """
         if self._labels is not None:
-            frame.lesson_target = self._labels.admit(frame.index, frame.target)
-        elif self._measures_alone:
+            target, frame.is_lesson = self._labels.admit(frame.index, frame.target, has_time=has_time)
+            # Its own target may still come.
+            frame.may_be_lesson = frame.is_lesson or self._is_labelled_late
+            # The loss is measured all the same, as long as that does not mean to learn from it.
+            frame.lesson_target = target if frame.is_lesson or not self._is_labelled_late else None
+            return
+        frame.is_lesson = frame.may_be_lesson = bool(self.lessons)
+        if self._measures_alone:
             frame.lesson_target = frame.target
 
     def label(self, index: int, target: Value) -> None:
@@ -92,7 +117,8 @@ class Teaching:
         return Lesson(
             part.learner,
             stream=part.stream,
-            lag=learner.rule.lag,
+            rule=learner.rule,
+            reach=learner.rule.delay(part.number, len(self._assembly.parts)),
             incoming=incoming,
             outgoing=outgoing,
             on_error=stop,

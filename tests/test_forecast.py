@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from partime_async.devices import DeviceEvent
 from partime_async.flight import Frame
-from partime_async.forecast import Pace, delay_s, spare_s, window
+from partime_async.forecast import Pace, delay_s, has_time_to_learn, spare_s, window
 from partime_async.frame import Result
 
 _EVEN = (Pace(0.04, 0.0), Pace(0.04, 0.0))
@@ -63,9 +63,24 @@ def test_spare_behind_a_frame_that_waits_between_stages_counts_its_wait() -> Non
     assert spare_s(10.0, [running, waiting], _EVEN) == pytest.approx(0.04)
 
 
-def test_spare_behind_a_stage_that_learns_counts_its_learning() -> None:
-    """A stage takes no frame while it learns from the one before."""
-    assert spare_s(10.0, [_frame(10.0, (10.0, None))], (Pace(0.01, 0.03),)) == pytest.approx(0.04)
+def test_spare_behind_a_stage_that_learns_counts_its_lessons() -> None:
+    """A stage takes no frame while it learns from one before, whether that is still in flight or through already."""
+    flying = [_frame(10.0, (10.0, None))]
+    flying[0].index = 7
+    assert spare_s(10.0, flying, (Pace(0.01, 0.02, {7: 0.03}),)) == pytest.approx(0.04)
+    waiting = [_frame(10.0, (0.0, None))]
+    assert spare_s(10.0, waiting, (Pace(0.01, 0.02, {6: 0.03}),)) == pytest.approx(0.04)
+    assert spare_s(10.0, flying, (Pace(0.01, 0.02, {}),)) == pytest.approx(0.01), "no lesson: average or not"
+    assert spare_s(10.0, [], (Pace(0.01, 0.02, {7: 0.005}),)) == pytest.approx(0.005)
+
+
+def test_time_to_learn_is_there_while_frames_hardly_wait() -> None:
+    """A frame that waited half a stage's time at its feed, or will inside, is not learned from."""
+    frame = _frame(10.0)
+    frame.offered_at = 9.99
+    assert has_time_to_learn(10.0, frame, [], _EVEN)
+    assert not has_time_to_learn(10.02, frame, [], _EVEN)
+    assert not has_time_to_learn(10.0, frame, [_frame(9.99, (9.99, None), (0.0, None))], _EVEN)
 
 
 def test_spare_behind_a_frame_that_takes_longer_than_ever_is_none() -> None:

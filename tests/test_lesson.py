@@ -28,6 +28,7 @@ INPUT = torch.ones(1, WIDTH)
 def _frame(index: int, target: Tensor | None = INPUT) -> Frame:
     frame = Frame(Bench().feed, index, INPUT, target=target, captured_at=0.0, context=None)
     frame.index, frame.lesson_target = index, target
+    frame.is_lesson = frame.may_be_lesson = target is not None
     return frame
 
 
@@ -57,7 +58,8 @@ async def _lesson(
     return Lesson(
         made,
         stream=stream,
-        lag=lag,
+        rule=learner.rule,
+        reach=learner.rule.delay(stage, 2),
         incoming=incoming,
         outgoing=outgoing,
         on_error=on_error,

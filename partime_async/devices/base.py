@@ -145,7 +145,8 @@ class DeviceStream(Protocol):
                 the work is skipped and the failure passed on.
             on_complete: Called on the event loop once the work has ended; calls for one stream come in order.
             to_host: Bring the result to host memory.
-            is_background: Nobody waits for it as for what was enqueued before, whose end is announced before it begins.
+            is_background: Nobody waits for its end, which may be announced with that of the next work; and the ends of
+                what was enqueued before are announced before it begins.
         """
         ...
 

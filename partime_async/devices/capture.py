@@ -64,14 +64,20 @@ def capture(module: nn.Module, example: Value) -> Callable[[Value], Value] | Non
     if not _is_recordable(module, example):
         return None
     with unchanged(module):
-        recorded = _record(module, example)
+        recorded = traced(module, (example,))
         if recorded is not None:
             for _ in range(_REPLAYS):
                 recorded(example)
     return recorded
 
 
-def _record(module: nn.Module, example: Value) -> Callable[[Value], Value] | None:
+def traced(function: Callable[..., object], examples: tuple[Value, ...]) -> Callable[..., Value] | None:
+    """Return a trace of a function or module, or None if it cannot be traced, or if values decide what it does.
+
+    Args:
+        function: What to trace; called once.
+        examples: Its arguments.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.export does not run without the interpreter
         tracer_warning = torch.jit.TracerWarning  # type: ignore[attr-defined]
@@ -79,33 +85,33 @@ def _record(module: nn.Module, example: Value) -> Callable[[Value], Value] | Non
         warnings.simplefilter("error", tracer_warning)
         warnings.filterwarnings("ignore", category=tracer_warning, module=r"torch\.nn\.functional")
         try:
-            recorded: Callable[[Value], Value] = torch.jit.trace(module, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+            trace: Callable[..., Value] = torch.jit.trace(function, examples, check_trace=False)  # type: ignore[no-untyped-call]
         except Exception:
             # Whatever cannot be traced runs eagerly; if it cannot run at all, the warm-up says so.
             return None
-    return recorded
+    return trace
 
 
 def _is_recordable(module: nn.Module, example: Value) -> bool:
     """Compare eager and recorded calls, bit for bit, over several different inputs in a row."""
-    other = _perturbed(example)
-    inputs = [example, other, example, other]
+    changed = perturbed(example)
+    inputs = [example, changed, example, changed]
     random_state = torch.random.get_rng_state()
     try:
-        eager, traced = trial_copy(module), trial_copy(module)
-        with unchanged(traced):
-            recorded = _record(traced, _copied(example))
+        eager, other = trial_copy(module), trial_copy(module)
+        with unchanged(other):
+            recorded = traced(other, (_copied(example),))
         if recorded is None:
             return False
         torch.random.set_rng_state(random_state)
         expected = [_copied(eager(_copied(value))) for value in inputs]
         torch.random.set_rng_state(random_state)
         found = [_copied(recorded(_copied(value))) for value in inputs]
-        buffers = zip(eager.buffers(), traced.buffers(), strict=True)
+        buffers = zip(eager.buffers(), other.buffers(), strict=True)
         return (
             all(map(_is_same, expected, found))
-            and all(_equal_bits(left, right) for left, right in buffers)
-            and not _keeps_python_state(module, eager)
+            and all(equal_bits(left, right) for left, right in buffers)
+            and not keeps_python_state(module, eager)
         )
     except Exception:
         # Also attributes that cannot be compared, such as lists of tensors.
@@ -114,7 +120,7 @@ def _is_recordable(module: nn.Module, example: Value) -> bool:
         torch.random.set_rng_state(random_state)
 
 
-def _keeps_python_state(before: nn.Module, after: nn.Module) -> bool:
+def keeps_python_state(before: nn.Module, after: nn.Module) -> bool:
     """Tell whether calls changed anything that is neither parameter nor buffer: a recording would not."""
     return not _is_alike(before, after, set())
 
@@ -148,7 +154,8 @@ def _copied(value: Value) -> Value:
     return value.clone() if isinstance(value, Tensor) else tuple(tensor.clone() for tensor in value)
 
 
-def _perturbed(value: Value) -> Value:
+def perturbed(value: Value) -> Value:
+    """Return another value like this one."""
     if not isinstance(value, Tensor):
         return tuple(_changed(tensor) for tensor in value)
     return _changed(value)
@@ -161,11 +168,12 @@ def _changed(tensor: Tensor) -> Tensor:
 
 def _is_same(left: Value, right: Value) -> bool:
     if isinstance(left, Tensor) or isinstance(right, Tensor):
-        return isinstance(left, Tensor) and isinstance(right, Tensor) and _equal_bits(left, right)
-    return len(left) == len(right) and all(map(_equal_bits, left, right))
+        return isinstance(left, Tensor) and isinstance(right, Tensor) and equal_bits(left, right)
+    return len(left) == len(right) and all(map(equal_bits, left, right))
 
 
-def _equal_bits(left: Tensor, right: Tensor) -> bool:
+def equal_bits(left: Tensor, right: Tensor) -> bool:
+    """Tell whether two tensors have the same shape, dtype and bits."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
     # As bytes: a NaN equals itself, and 0.0 is not -0.0.

@@ -185,7 +185,9 @@ class CpuStream:
                     finished.append((job.on_complete, job))
                 service.update(job.finished_at - job.started_at)
                 is_soon = job.finished_at - held_since + service.value < _COALESCE_S
-                if is_last or not is_soon or self._jobs.empty():
+                # Each wake-up of the loop takes the interpreter, and perhaps the core, from a stage.
+                may_wait = is_soon or (job.is_background and job.error is None)
+                if is_last or not may_wait or self._jobs.empty():
                     self._announce(finished)
                 if is_last:
                     return

@@ -15,6 +15,19 @@ NONE: tuple[Tensor, ...] = ()
 """The gradient that does not exist: before the start, without a target, while learning is frozen."""
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a forward pass found.
+
+    Attributes:
+        draws: Where the stage's random numbers were; None: it draws none.
+        states: What the layers that remember remembered.
+    """
+
+    draws: Mapping[torch.device, Tensor] | None = None
+    states: tuple[Value | None, ...] = ()
+
+
 @dataclass(slots=True)
 class Pass:
     """A forward pass to come back to.
@@ -26,8 +39,7 @@ class Pass:
         leaves: What stood in for the stage's parameters; None: the parameters themselves.
         version: Weight version in it.
         loss: The loss, at the last stage and if it is known already.
-        draws: Where the stage's random numbers were before it, under `replay`.
-        states: What the layers that remember remembered before it, under `replay`.
+        before: What it found, under `replay`.
     """
 
     inputs: tuple[Tensor, ...]
@@ -36,8 +48,11 @@ class Pass:
     leaves: Leaves | None
     version: int
     loss: Tensor | None
-    draws: Mapping[torch.device, Tensor] | None
-    states: tuple[Value | None, ...]
+    before: Before
+
+    def let_go(self) -> None:
+        """Let go of the graph."""
+        self.outputs = self.loss = None
 
 
 def paired(outputs: Value, seeds: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -77,3 +92,20 @@ def requiring_grad(value: Value) -> Value:
 def is_differentiable(tensor: Tensor) -> bool:
     """Whether a tensor of this type can have a gradient."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def emitted(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradient of each input, without elements if it has none, apart from the parameters' gradients."""
+    found = [tensor.grad for tensor in inputs]
+    if all(gradient is None for gradient in found):
+        return tuple(tensor.new_empty(0) for tensor in inputs)
+    # One may be a view of the other, and the stage before reads it while this one steps, and writes there.
+    taken = {_storage(parameter.grad) for parameter in parameters if parameter.grad is not None}
+    return tuple(
+        tensor.new_empty(0) if gradient is None else gradient.clone() if _storage(gradient) in taken else gradient
+        for tensor, gradient in zip(inputs, found, strict=True)
+    )
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0

@@ -3,8 +3,8 @@
 All of it runs on the stage's device thread, in the order of the frames; see `rule` for the definitions.
 
 A kept graph must find everything as it was, whatever happens meanwhile. So it is given tensors that nobody else writes
-into: leaves that stand in for the weights, copies of the buffers, a copy of the caller's frame and of its target, and
-the last stage hands out a copy of its output.
+into: leaves that stand in for the weights (see `stand_ins`), copies of the buffers, a copy of the caller's frame and of
+its target, and the last stage hands out a copy of its output.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +23,25 @@ from partime_async.learning.examiner import Examiner
 from partime_async.learning.learner import Learner, NonFinite, Update
 from partime_async.learning.passes import (
     NONE,
+    Before,
     Pass,
     copied,
     detached,
+    emitted,
     is_differentiable,
     paired,
     requiring_grad,
     tensors_of,
 )
 from partime_async.learning.rule import Graph
+from partime_async.learning.runner import Runner
 from partime_async.learning.smoothness import SmoothnessMeter
 from partime_async.learning.stand_ins import StandIns
 from partime_async.learning.statistics import LearningStatistics
 from partime_async.learning.stepper import Memory, Stepper
-from partime_async.stateful import stateful_layers, states_of
+
+_FUSED = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+"""Layers that PyTorch may run in another way, with other roundings, where no gradient is wanted."""
 
 
 class StageLearner:
@@ -50,6 +54,7 @@ class StageLearner:
         stages: How many there are.
         draws: The random numbers of its layers; None: they draw none.
         writes_input: Whether a layer writes into the stage's input.
+        example: Of what the stage gets, to record its forward pass with; None: it is not recorded. See `recording`.
         on_fault: Told of every event at which a loss or gradient was not fit to learn from.
 
     Attributes:
@@ -70,29 +75,31 @@ class StageLearner:
         *,
         draws: Draws | None = None,
         writes_input: bool = False,
+        example: Value | None = None,
         on_fault: Callable[[int], None] | None = None,
     ) -> None:
         self.examiner = Examiner(learner)
         self.version = 0
         self.is_frozen = False
         self._learner = learner
-        self._module = module
         self._stage = stage
         self._is_first = stage == 0
         self._is_last = stage == stages - 1
         self._graph = learner.rule.graph
         self._delay = learner.rule.delay(stage, stages) + learner.label_delay
         self._is_redone = self._graph is Graph.REPLAY and self._delay > 0
-        self._draws = draws
-        self._writes_input = writes_input
+        self._keeps_versions = self._graph is Graph.STASH and self._delay > 0
         self._on_fault = on_fault
         is_mixed = self._graph is Graph.CURRENT
         self._smoothness = SmoothnessMeter(self._delay, stage=stage if is_mixed else None)
-        self._stateful = stateful_layers(module)
         held = next(itertools.chain(module.parameters(), module.buffers()), None)
         self._device = None if held is None else held.device
+        self._needs_graph = any(isinstance(layer, _FUSED) for layer in module.modules())
         self._stand_ins = StandIns(module)
-        self._stepper = Stepper(learner, stage, self._stand_ins.trainable)
+        self._stepper = Stepper(learner, stage, self._stand_ins)
+        self._runner = Runner(module, self._stand_ins, draws=draws, writes_input=writes_input)
+        if example is not None:
+            self._runner.record(example, has_gradient=not self._is_first, keeps_graphs=self._keeps_versions)
         self._updates = 0
         self._skipped = 0
         self._restored = 0
@@ -124,13 +131,16 @@ class StageLearner:
 
     # -- forward --------------------------------------------------------------------------------------------------
 
-    def forward(self, event: int, value: Value, target: Value | None = None) -> tuple[Value, float | None]:
+    def forward(
+        self, event: int, value: Value, target: Value | None = None, *, is_kept: bool = True
+    ) -> tuple[Value, float | None]:
         """Run frame `event` through the stage.
 
         Args:
             event: The frame's admission number.
             value: The stage's input; another stage's output is detached already.
             target: At the last stage: of the frame that this event's loss is of.
+            is_kept: Whether anybody will come back to this pass; if not, it runs without a graph.
 
         Returns:
             The stage's output, detached; and the loss of this very frame, at the last stage and without a label delay.
@@ -143,38 +153,32 @@ class StageLearner:
         inputs = tuple(map(self._leaf, tensors_of(value)))
         is_tuple = not isinstance(value, Tensor)
         self._smoothness.look(event, inputs)
-        if self.is_frozen:
-            with torch.no_grad(), self._own_draws():
-                outputs = self._run(inputs, is_tuple=is_tuple)
+        if self.is_frozen or not (is_kept or self._needs_graph):
+            with torch.no_grad(), self._runner.own_draws():
+                outputs = self._runner.run(inputs, is_tuple=is_tuple)
+                self._keep_answer(event, outputs)
                 return outputs, self._noted(self._own_loss(outputs), outputs)
-        draws = self._draws.state() if self._draws is not None and self._is_redone else None
-        states = tuple(layer.state for layer in self._stateful) if self._is_redone else ()
-        leaves = self._stand_ins.leaves() if self._graph is Graph.STASH and self._delay else None
-        undisturbed = nullcontext() if leaves is None else self._stand_ins.in_place(leaves.tensors, keeps_changes=True)
-        with torch.set_grad_enabled(not self._is_redone), self._own_draws(), undisturbed:
-            outputs = self._run(inputs, is_tuple=is_tuple)
+        before = self._runner.before() if self._is_redone else Before()
+        leaves = self._stand_ins.leaves() if self._keeps_versions else None
+        with torch.set_grad_enabled(not self._is_redone), self._runner.own_draws():
+            outputs = self._runner.run(inputs, is_tuple=is_tuple, leaves=leaves)
             loss = self._own_loss(outputs)
         number = self._noted(loss, outputs)
         kept = None if self._is_redone else outputs
-        self._passes[event] = Pass(inputs, is_tuple, kept, leaves, self.version, loss, draws, states)
+        self._passes[event] = Pass(inputs, is_tuple, kept, leaves, self.version, loss, before)
         given = copied(outputs) if self._is_last else detached(outputs)
-        if self._is_last and self._delay and self._graph is not Graph.STASH:
-            self._answers[event] = copied(outputs)
+        self._keep_answer(event, outputs)
         return given, number
+
+    def _keep_answer(self, event: int, outputs: Value) -> None:
+        if self._is_last and self._delay and self._graph is not Graph.STASH and not self.is_frozen:
+            self._answers[event] = copied(outputs)
 
     def _leaf(self, tensor: Tensor) -> Tensor:
         # The frame is the caller's again when its result is there. And memory of a GPU must not be kept beyond the
         # work on it by a stream that did not allocate it.
         own = tensor.detach().clone() if self._is_first or not tensor.is_cpu else tensor.detach()
         return own.requires_grad_(not self._is_first and is_differentiable(tensor) and not self.is_frozen)
-
-    def _run(self, inputs: Sequence[Tensor], *, is_tuple: bool) -> Value:
-        given = tuple(tensor.clone() for tensor in inputs) if self._writes_input else tuple(inputs)
-        output: Value = self._module(given if is_tuple else given[0])
-        return output
-
-    def _own_draws(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._draws is None else self._draws.own()
 
     # -- loss -----------------------------------------------------------------------------------------------------
 
@@ -214,16 +218,17 @@ class StageLearner:
         with torch.enable_grad():
             heads, seeds = self._loss_heads(passed, answers) if self._is_last else self._heads(passed, gradient)
         try:
-            emitted = self._gone_back(passed, heads, seeds)
-            if emitted is None or not self._stepped(passed, event):
-                return NONE
-            return emitted
+            given = self._gone_back(passed, heads, seeds)
+        finally:
+            # With the outputs goes the graph, and nobody wants its leaves any more.
+            heads.clear()
+            passed.let_go()
+            if passed.leaves is not None:
+                self._stand_ins.give_back(passed.leaves)
+        try:
+            return NONE if given is None or not self._stepped(passed) else given
         finally:
             self._stepper.clear()
-            if passed.leaves is not None:
-                del heads, seeds
-                passed.outputs = passed.loss = None  # with them goes the graph
-                self._stand_ins.give_back(passed.leaves)
 
     def _heads(self, passed: Pass, gradient: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
         """Return the outputs to go back from, and the gradient of the loss for each; none: nothing is learned."""
@@ -260,10 +265,8 @@ class StageLearner:
         return fault is None
 
     def _again(self, passed: Pass) -> Value:
-        """Do a forward pass once more, with the weights of now; statistics, states and random numbers stay."""
-        same_draws = nullcontext() if self._draws is None else self._draws.again(passed.draws or {})
-        with same_draws, states_of(self._stateful, passed.states), self._stand_ins.in_place(keeps_changes=False):
-            outputs = self._run(passed.inputs, is_tuple=passed.is_tuple)
+        """Do a forward pass once more, with the weights of now."""
+        outputs = self._runner.again(passed)
         passed.version = self.version
         return outputs
 
@@ -280,22 +283,23 @@ class StageLearner:
         if passed.leaves is not None:
             for parameter, leaf in zip(parameters, passed.leaves.tensors, strict=True):
                 parameter.grad, leaf.grad = leaf.grad, None
-        return tuple(tensor.new_empty(0) if tensor.grad is None else tensor.grad for tensor in passed.inputs)
+        return emitted(passed.inputs, parameters)
 
-    def _stepped(self, passed: Pass, event: int) -> bool:
+    def _stepped(self, passed: Pass) -> bool:
         """Apply the gradients; say whether they were fit to be applied, and to be passed on."""
+        event, loss_frame = self._event, self._event - self._delay
         norm = self._stepper.step()
         if norm is None:
             return True
         if not math.isfinite(norm):
             self._not_finite(f"the gradient of stage {self._stage} at frame {event} has the norm {norm}")
             return False
-        self._weights_changed()
+        self.version += 1
         self._updates += 1
         if self._learner.on_update is not None:
-            graph_frame = event if self._graph is Graph.CURRENT else event - self._delay
+            graph_frame = event if self._graph is Graph.CURRENT else loss_frame
             self._learner.on_update(
-                Update(self._stage, event, graph_frame, event - self._delay, passed.version, self.version, norm)
+                Update(self._stage, event, graph_frame, loss_frame, passed.version, self.version, norm)
             )
         return True
 
@@ -327,7 +331,7 @@ class StageLearner:
 
     def weights_replaced(self) -> None:
         """Take note that the parameters have other values now: gradients of the old ones are let go."""
-        self._weights_changed()
+        self.version += 1
         self._let_go()
 
     def memory(self) -> Memory:
@@ -361,7 +365,4 @@ class StageLearner:
         self._answers.clear()
         self._target = None
         self._since = self._event + 1
-
-    def _weights_changed(self) -> None:
-        self.version += 1
-        self._stand_ins.weights_changed()
+        self._stand_ins.let_go()

@@ -15,6 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from partime_async.errors import ConfigurationError
 from partime_async.learning.learner import Learner
+from partime_async.learning.plain_step import are_alike, are_apart, is_simple, plain_rate, prepare, step_over
+from partime_async.learning.plain_step import norm as gradient_norm
+from partime_async.learning.stand_ins import StandIns
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Stepper:
     Args:
         learner: The options.
         stage: Number of the stage, from 0.
-        parameters: What it trains; without any, nothing is ever applied.
+        stand_ins: Have the parameters that it trains; without any, nothing is ever applied.
 
     Attributes:
         gradient_norm: 2-norm of the latest gradient, before clipping.
@@ -40,15 +43,19 @@ class Stepper:
         ConfigurationError: An optimiser that needs a closure, or a scheduler that needs a metric.
     """
 
-    def __init__(self, learner: Learner, stage: int, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, learner: Learner, stage: int, stand_ins: StandIns) -> None:
         self.gradient_norm = 0.0
         self._learner = learner
         self._hook = learner.gradient_hook
         self._clip_norm = learner.clip_norm
         self._stage = stage
-        self._parameters = list(parameters)
+        self._stand_ins = stand_ins
+        self._parameters = stand_ins.trainable
+        self._has_stepped = False
         self._latest: list[Tensor | None] = []
         self._optimizer, self._scheduler = self._made(self._parameters)
+        if self._optimizer is not None and plain_rate(self._optimizer) is not None:
+            prepare()
 
     def step(self) -> float | None:
         """Apply the parameters' `.grad`.
@@ -59,21 +66,47 @@ class Stepper:
         if self._optimizer is None or not self._gradients():
             return None
         if self._hook is not None:
+            self._stand_ins.move_away()  # it may write into the parameters
             self._hook(self._stage, self._parameters)
         gradients = self._gradients()
         if not gradients:
             return None
+        rate = self._plain_rate(gradients)
+        self.gradient_norm = self._stepped(gradients) if rate is None else self._stepped_over(gradients, rate)
+        if self._scheduler is not None and math.isfinite(self.gradient_norm):
+            self._scheduler.step()
+        return self.gradient_norm
+
+    def _stepped(self, gradients: list[Tensor]) -> float:
+        assert self._optimizer is not None
         total = _total_norm([_values(gradient) for gradient in gradients])
         # On a GPU this waits for the device: whether the gradient is finite decides the step.
-        self.gradient_norm = norm = float(total)
-        if not math.isfinite(norm):
-            return norm
-        if self._clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, total)
-        self._optimizer.step()
-        if self._scheduler is not None:
-            self._scheduler.step()
+        norm = float(total)
+        if math.isfinite(norm):
+            if self._clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, total)
+            self._stand_ins.move_away()
+            self._optimizer.step()
+            self._has_stepped = True
         return norm
+
+    def _stepped_over(self, gradients: list[Tensor], rate: float) -> float:
+        norm = gradient_norm(gradients)
+        if math.isfinite(norm):
+            step_over(self._parameters, gradients, rate)
+            self._stand_ins.move_to(gradients)
+        return norm
+
+    def _plain_rate(self, gradients: Sequence[Tensor]) -> float | None:
+        """Return the learning rate if the step may be done without the optimiser, over these gradients."""
+        if self._optimizer is None or self._hook is not None or self._clip_norm is not None:
+            return None
+        if self._scheduler is not None and not self._has_stepped:
+            return None  # it looks whether the optimiser was called before it
+        rate = plain_rate(self._optimizer)
+        if rate is None or len(gradients) < len(self._parameters) or not is_simple(gradients):
+            return None
+        return rate if are_alike(gradients, self._parameters) and are_apart(gradients) else None
 
     def memory(self) -> Memory:
         """Return a copy of what the optimiser and the schedule remember."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from partime_async.devices.capture import _equal_bits, capture, trial_copy, unchanged
+from partime_async.devices.capture import capture, equal_bits, trial_copy, unchanged
 from partime_async.frame import Value
 from partime_async.partition.layers import chain
 
@@ -247,11 +247,11 @@ def test_capture_slice_of_a_chain_is_recorded() -> None:
 
 def test_capture_signed_zero_counts_as_a_difference() -> None:
     """Equal means the same bits: -0.0 is not 0.0, and a NaN is itself."""
-    assert _equal_bits(torch.tensor([float("nan"), 1.0]), torch.tensor([float("nan"), 1.0]))
-    assert not _equal_bits(torch.tensor([float("nan")]), torch.tensor([0.0]))
-    assert not _equal_bits(torch.tensor(0.0), torch.tensor(-0.0))
-    assert not _equal_bits(torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64))
-    assert _equal_bits(torch.tensor([True, False]), torch.tensor([True, False]))
+    assert equal_bits(torch.tensor([float("nan"), 1.0]), torch.tensor([float("nan"), 1.0]))
+    assert not equal_bits(torch.tensor([float("nan")]), torch.tensor([0.0]))
+    assert not equal_bits(torch.tensor(0.0), torch.tensor(-0.0))
+    assert not equal_bits(torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64))
+    assert equal_bits(torch.tensor([True, False]), torch.tensor([True, False]))
 
 
 def test_capture_integer_frames_work() -> None:

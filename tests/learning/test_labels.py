@@ -33,22 +33,31 @@ TARGET = torch.ones(1)
 def test_label_book_without_a_delay_takes_what_comes_with_the_frame() -> None:
     """A frame learns from the target that came along; one without a target is counted as missing."""
     book = LabelBook(0)
-    assert book.admit(0, TARGET) is TARGET
-    assert book.admit(1, None) is None
-    assert book.statistics() == pa.LabelStatistics(taken=1, missing=1, refused=0)
+    assert book.admit(0, TARGET) == (TARGET, True)
+    assert book.admit(1, None) == (None, False)
+    assert book.statistics() == pa.LabelStatistics(taken=1, missing=1, withheld=0, refused=0)
 
 
 def test_label_book_with_a_delay_gives_a_target_to_the_event_that_many_frames_later() -> None:
     """Whether a target came with its frame or later, the same event learns from it."""
     book = LabelBook(2)
-    assert book.admit(0, TARGET) is None
+    assert book.admit(0, TARGET) == (None, False)
     other = torch.zeros(1)
-    assert book.admit(1, None) is None
+    assert book.admit(1, None) == (None, False)
     book.label(1, other)
-    assert book.admit(2, None) is TARGET
-    assert book.admit(3, None) is other
-    assert book.admit(4, None) is None
-    assert book.statistics() == pa.LabelStatistics(taken=2, missing=1, refused=0)
+    assert book.admit(2, None) == (TARGET, True)
+    assert book.admit(3, None) == (other, True)
+    assert book.admit(4, None) == (None, False)
+    assert book.statistics() == pa.LabelStatistics(taken=2, missing=1, withheld=0, refused=0)
+
+
+def test_label_book_without_time_withholds_nine_in_a_row() -> None:
+    """What finds no time is measured and not learned from, but a tenth is, however little time there is."""
+    book = LabelBook(0)
+    learned = [book.admit(index, TARGET, has_time=False)[1] for index in range(25)]
+    assert [index for index, is_lesson in enumerate(learned) if is_lesson] == [9, 19]
+    assert book.admit(25, TARGET) == (TARGET, True)
+    assert book.statistics() == pa.LabelStatistics(taken=3, missing=0, withheld=23, refused=0)
 
 
 def test_label_book_at_the_last_moment_takes_a_label_and_then_no_more() -> None:
@@ -78,7 +87,7 @@ def test_label_book_given_two_targets_for_a_frame_keeps_the_later() -> None:
     book = LabelBook(1)
     book.admit(0, torch.zeros(1))
     book.label(0, TARGET)
-    assert book.admit(1, None) is TARGET
+    assert book.admit(1, None) == (TARGET, True)
 
 
 def test_label_book_over_many_frames_holds_no_more_than_the_delay() -> None:
