@@ -8,7 +8,8 @@ It asks for numpy and nothing else of this library: copy it next to your program
         while True:
             sender.send(read_accelerometer())
 
-or pipe lines of numbers through it: ``./read_sensor | python client.py udp://192.168.1.20:9000``.
+or pipe lines of numbers through it: ``./read_sensor | python client.py udp://192.168.1.20:9000``. Encrypted, with the
+certificate that has signed the server's: ``tcps://pipeline.local:9000?ca=ca.pem``.
 
 The format is documented byte by byte in ``docs/wire.md``; a C program writes it with one struct.
 """
@@ -19,6 +20,7 @@ import json
 import math
 import random
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -27,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +56,9 @@ _NUMBERS = {np.dtype(name): number for number, name in enumerate(DTYPES) if name
 _BY_NUMBER = {number: np.dtype(name).newbyteorder("<") for number, name in enumerate(DTYPES) if name}
 _GOODBYES = 3
 """Datagrams get lost, and the last one says how many there were."""
+
+_FAREWELL_S = 1.0
+"""For the server to take leave of an encrypted connection."""
 
 
 class Kind(IntEnum):
@@ -94,6 +99,25 @@ class MessageError(ValueError):
     def __init__(self, cause: str, text: str) -> None:
         self.cause = cause
         super().__init__(text)
+
+
+class UntrustedError(ConnectionError):
+    """The certificate of whoever was connected to is not to be trusted; to try again would not help.
+
+    Attributes:
+        host: As it was called.
+    """
+
+    def __init__(self, host: str, error: ssl.SSLCertVerificationError) -> None:
+        self.host = host
+        remedy = _REMEDIES.get(error.verify_code, "Name the one that has signed it: ?ca=FILE, or in tls.")
+        super().__init__(f"the certificate of {host} is not trusted: {error.verify_message.rstrip('.')}. {remedy}")
+
+
+_NAME = "Connect by a name that is in it, or give the server one that has this name."
+_TIME = "Let the server renew it, or set this machine's clock."
+_REMEDIES = {9: _TIME, 10: _TIME, 62: _NAME, 64: _NAME}
+"""By OpenSSL's X509_V_ERR_…, include/openssl/x509_vfy.h: not yet valid, expired, another host, another address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,25 +274,39 @@ class Sender:
     time a random part less, so that a hundred devices do not come back in the same moment.
 
     Args:
-        url: ``tcp://host:port``, ``udp://host:port`` or ``unix:///path``.
+        url: ``tcp://host:port``, with TLS ``tcps://host:port``, ``udp://host:port`` or ``unix:///path``. The server's
+            certificate is checked against the system's, or against ``?ca=FILE``; ``?cert=FILE&key=FILE`` is shown to
+            a server that asks for one.
         patience_s: How long `send` tries to connect; None: for ever.
         retry_max_s: The longest wait between two tries.
         timeout_s: For one try to connect.
+        tls: Instead of files in the `url`.
 
     Raises:
-        ValueError: The caller's `url` is none of these.
+        ValueError: The caller's `url` is none of these, or a file in it holds no certificate.
+        OSError: A file that it names cannot be read.
     """
 
     def __init__(
-        self, url: str, *, patience_s: float | None = None, retry_max_s: float = 10.0, timeout_s: float = 5.0
+        self,
+        url: str,
+        *,
+        patience_s: float | None = None,
+        retry_max_s: float = 10.0,
+        timeout_s: float = 5.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("tcp", "udp", "unix"):
-            raise ValueError(f"{url!r} cannot be connected to. Give tcp://host:port, udp://host:port or unix:///path.")
+        if parts.scheme not in ("tcp", "tcps", "udp", "unix"):
+            raise ValueError(
+                f"{url!r} cannot be connected to. Give tcp://host:port, tcps://host:port, udp://host:port or "
+                "unix:///path."
+            )
         if parts.scheme != "unix" and (parts.hostname is None or parts.port is None):
             raise ValueError(f"{url!r} lacks a host or a port. Give {parts.scheme}://host:port.")
         self.sequence = 0
         self._url = parts
+        self._tls = _tls(parts, tls)
         self._patience_s = patience_s
         self._retry_max_s = retry_max_s
         self._timeout_s = timeout_s
@@ -296,6 +334,7 @@ class Sender:
 
         Raises:
             ConnectionError: It could not be connected within `patience_s`.
+            UntrustedError: The server's certificate is not trusted.
             ValueError: The frame has no form in this format, or is too long for a datagram.
         """
         sequence, at = self.sequence, time.monotonic() if captured_at is None else captured_at
@@ -352,6 +391,10 @@ class Sender:
             with suppress(OSError):
                 for _ in range(_GOODBYES if self._is_datagram else 1):
                     self._socket.sendall(goodbye)
+                if isinstance(self._socket, ssl.SSLSocket):
+                    # Takes what the server has said by itself: closed with that unread, the last frames could be lost.
+                    self._socket.settimeout(_FAREWELL_S)
+                    self._socket.unwrap().close()
             self._drop()
 
     def __enter__(self) -> Sender:
@@ -361,6 +404,10 @@ class Sender:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def _told(self) -> str:
+        return self._url._replace(query="").geturl()
 
     @property
     def _is_datagram(self) -> bool:
@@ -377,10 +424,12 @@ class Sender:
         while self._socket is None:
             try:
                 self._socket = self._connect()
+            except ssl.SSLCertVerificationError as error:
+                raise UntrustedError(self._url.hostname or "", error) from error
             except OSError as error:
                 if self._patience_s is not None and time.monotonic() - began + wait_s > self._patience_s:
                     raise ConnectionError(
-                        f"{self._url.geturl()} could not be reached within {self._patience_s:g} s: {error}. "
+                        f"{self._told} could not be reached within {self._patience_s:g} s: {error}. "
                         "Check that the pipeline listens there."
                     ) from error
                 time.sleep(wait_s * random.uniform(0.5, 1.0))
@@ -399,15 +448,49 @@ class Sender:
                 raise
             return found
         host, port = self._url.hostname or "", self._url.port or 0
-        if self._url.scheme == "tcp":
+        if self._url.scheme in ("tcp", "tcps"):
             found = socket.create_connection((host, port), self._timeout_s)
-            found.settimeout(None)
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                found = _wrapped(found, self._tls, host)
+            found.settimeout(None)
             return found
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         found = socket.socket(family, kind, protocol)
         found.connect(address)
         return found
+
+
+def _tls(url: SplitResult, tls: ssl.SSLContext | None) -> ssl.SSLContext | None:
+    """Return what to encrypt with; None: nothing is."""
+    named = dict(parse_qsl(url.query, keep_blank_values=True))
+    if unknown := sorted(set(named) - ({"ca", "cert", "key"} if url.scheme == "tcps" else set())):
+        raise ValueError(f"the address has the unknown option {unknown[0]!r}. Only tcps has options: ca, cert and key.")
+    if url.scheme != "tcps":
+        if tls is not None:
+            raise ValueError(f"{url.scheme} is not encrypted. Give tcps://host:port, or leave out tls.")
+        return None
+    if tls is not None:
+        return tls
+    try:
+        tls = ssl.create_default_context(cafile=named.get("ca"))
+        if "cert" in named:
+            # A function: without a password OpenSSL would ask whoever sits at the terminal.
+            tls.load_cert_chain(named["cert"], named.get("key"), password=lambda: "")
+    except ssl.SSLError as error:
+        told = ", ".join(f"{name}={path}" for name, path in named.items())
+        raise ValueError(
+            f"{told} cannot be used: {error.reason}. Give PEM files, and a key that is not encrypted."
+        ) from error
+    return tls
+
+
+def _wrapped(found: socket.socket, tls: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    try:
+        return tls.wrap_socket(found, server_hostname=host)
+    except BaseException:
+        found.close()
+        raise
 
 
 def _read(connection: socket.socket, end: float | None) -> bytes | None:
@@ -417,6 +500,8 @@ def _read(connection: socket.socket, end: float | None) -> bytes | None:
         return connection.recv(1 << 16)
     except TimeoutError:
         return None
+    except ssl.SSLEOFError:  # it ended without taking leave
+        return b""
     finally:
         connection.settimeout(None)
 

@@ -35,6 +35,26 @@ Devices = Annotated[
     list[str] | None,
     typer.Option("--device", "-d", metavar="DEVICE", help="Of each stage in turn: cpu, cuda:0, ... Repeat it."),
 ]
+Host = Annotated[
+    str,
+    typer.Option(
+        help="Where to listen. Beyond this machine it takes a --token-file, and --tls-cert: browsers give their camera "
+        "to pages of https only."
+    ),
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")]
+TokenFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="What clients must know; made if it does not exist.")
+]
+AllowHost = Annotated[list[str] | None, typer.Option(metavar="NAME", help="A name that the server goes by. Repeat it.")]
+IceWay = Annotated[
+    str | None,
+    typer.Option(metavar="HOW", help="loopback, host, or a JSON file of STUN and TURN servers; default: as --host."),
+]
+TlsCert = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Serve https with this certificate (PEM); a renewed one is noticed.")
+]
+TlsKey = Annotated[str | None, typer.Option(metavar="FILE", help="Its key, if that is in another file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 WithTraceback = Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")]
 
@@ -44,8 +64,8 @@ def run(
     source: Annotated[
         str,
         typer.Argument(
-            help="A video file, camera, camera:1, scene, tcp://127.0.0.1:9000 (also udp, unix, ws, mqtt), or your own "
-            "'module:callable'."
+            help="A video file, camera, camera:1, scene, tcp://127.0.0.1:9000 (also udp, unix, ws, mqtt; tcps, wss, "
+            "mqtts with TLS), or your own 'module:callable'."
         ),
     ] = "scene",
     model: Model = "conv-a",
@@ -165,7 +185,13 @@ def evaluate(
 
 @app.command()
 def demo(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    token_file: TokenFile = None,
+    allow_host: AllowHost = None,
+    ice: IceWay = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page right away.")] = True,
     device: Devices = None,
     seed: Annotated[int, typer.Option(help="Of the networks' weights.")] = 0,
@@ -174,14 +200,15 @@ def demo(
     as_json: AsJson = False,
     traceback: WithTraceback = False,
 ) -> None:
-    """Watch a network learn from your camera, or from a moving scene, on a page of this machine. Ctrl-C stops it."""
+    """Watch a network learn from your camera, or from a moving scene, on a page in your browser. Ctrl-C stops it."""
     with errors_told(with_traceback=traceback):
         from partime_async.cli.demo import DemoOptions
         from partime_async.cli.demo import demo as run_demo  # only here: it needs the extra ``serve``
+        from partime_async.cli.reach import Reach
         from partime_async.cli.serve import end_process
 
         options = DemoOptions(
-            port=port,
+            reach=Reach(host, port, token_file, tuple(allow_host or ()), (), ice, tls_cert, tls_key),
             opens_browser=browser,
             devices=tuple(device or ("cpu",)),
             seed=seed,
@@ -219,30 +246,19 @@ def serve(
     weights: Annotated[str | None, typer.Option(metavar="FILE", help="Begin with these weights.")] = None,
     save: Annotated[str | None, typer.Option(metavar="FILE", help="Keep the weights in the end: .safetensors.")] = None,
     seed: Annotated[int, typer.Option(help="Of the network's weights.")] = 0,
-    host: Annotated[
-        str, typer.Option(help="Where to listen; beyond this machine it takes a --token-file.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
-    token_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What clients must know; made if it does not exist.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A name that the server goes by. Repeat it.")
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    token_file: TokenFile = None,
+    allow_host: AllowHost = None,
     origin: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Pages elsewhere that may use it. Repeat it.")
     ] = None,
     max_clients: Annotated[int, typer.Option(min=1, help="At the same time.")] = 16,
     max_duration: Annotated[float, typer.Option(metavar="SECONDS", min=1.0, help="Of one visit.")] = 43200.0,
     max_age: Annotated[float | None, typer.Option(metavar="SECONDS", help="Drop frames that are older.")] = None,
-    ice: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW", help="loopback, host, or a JSON file of STUN and TURN servers; default: as --host."
-        ),
-    ] = None,
-    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Serve https with this certificate.")] = None,
-    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key, if that is in another file.")] = None,
+    ice: IceWay = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="With a page for browsers.")] = True,
     loop: Annotated[LoopKind | None, typer.Option(help="The event loop; uvloop where there is one.")] = None,
     as_json: AsJson = False,
@@ -253,6 +269,7 @@ def serve(
     Only this machine is served unless there is a token. Ctrl-C stops it: exit code 0.
     """
     with errors_told(with_traceback=traceback):
+        from partime_async.cli.reach import Reach
         from partime_async.cli.serve import ServeOptions, end_process
         from partime_async.cli.serve import serve as serve_model  # only here: it needs the extra ``serve``
 
@@ -270,17 +287,10 @@ def serve(
             learning=None if learn is None else LearnOptions.parsed(learn, loss, optimizer, rule, clip),
             loss=loss,
             own_head=own_head,
-            host=host,
-            port=port,
-            token_file=token_file,
-            hosts=tuple(allow_host or ()),
-            origins=tuple(origin or ()),
+            reach=Reach(host, port, token_file, tuple(allow_host or ()), tuple(origin or ()), ice, tls_cert, tls_key),
             max_clients=max_clients,
             max_duration_s=max_duration,
             max_age_s=max_age,
-            ice=ice,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
             has_page=page,
             weights=weights,
             save=save,

@@ -1,4 +1,4 @@
-"""`partime-async demo`: a page on this machine on which a network learns in front of your eyes."""
+"""`partime-async demo`: a page on which a network learns in front of your eyes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import torch
 
 from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.options import LoopKind
+from partime_async.cli.reach import Reach
 from partime_async.cli.run import loop_factory
 from partime_async.cli.serve import logging_to_stderr
-from partime_async.serve import Access, ClientLimits, Server, make_app
+from partime_async.offload import in_thread
+from partime_async.serve import ClientLimits, Server, make_app
 from partime_async.serve.demo import PredictService, TeachableService, predicting_recipe, teachable_recipe
 from partime_async.serve.demo.page import PAGE
-from partime_async.webrtc import Ice
 
 _PATIENCE_S = 1.7
 """Seconds until a demo that is told to stop is cut off."""
@@ -35,14 +36,14 @@ class DemoOptions:
     """What `partime-async demo` was told.
 
     Attributes:
-        port: To listen on, on this machine only; 0: any that is free.
+        reach: Where the page is to be found; by default on this machine only.
         opens_browser: Whether the page is opened right away.
         devices: Of the networks' stages in turn.
         seed: Of the networks' first weights.
         is_verbose: Whether what happens is written to stderr, a line each.
     """
 
-    port: int
+    reach: Reach
     opens_browser: bool
     devices: tuple[str, ...] = ("cpu",)
     seed: int = 0
@@ -68,16 +69,20 @@ def demo(options: DemoOptions, *, loop: LoopKind | None = None, is_json: bool = 
 
 async def _demo(options: DemoOptions, interrupt: Interrupt, *, is_json: bool) -> None:
     with interrupt:
+        reach = options.reach
+        access = await in_thread(reach.access, name="partime token")
+        tls = await in_thread(reach.tls, name="partime certificate")
+        ice = await in_thread(reach.ice, name="partime ice")
         services = {
             "teach": TeachableService(teachable_recipe(options.devices)),
             "predict": PredictService(predicting_recipe(options.devices)),
         }
         limits = ClientLimits(leave_s=_LEAVE_S)
-        app = make_app(services, access=Access.local(), limits=limits, ice=Ice.loopback(), page=PAGE)
+        app = make_app(services, access=access, limits=limits, ice=ice, page=PAGE)
         stop = asyncio.Event()
-        async with Server(app, port=options.port) as server:
+        async with Server(app, host=reach.host, port=reach.port, tls=tls) as server:
             interrupt.when(stop.set)
-            _tell(server.url, is_json=is_json)
+            _tell(server.url, reach, is_json=is_json)
             if options.opens_browser:
                 # On a thread nobody waits for: some browsers stay in the call for as long as they run.
                 opening = partial(webbrowser.open, server.url)
@@ -89,8 +94,10 @@ async def _demo(options: DemoOptions, interrupt: Interrupt, *, is_json: bool) ->
         patience.cancel()
 
 
-def _tell(url: str, *, is_json: bool) -> None:
-    words = json.dumps({"type": "demo", "url": url}) if is_json else f"The demo is at {url}\nCtrl-C stops it."
+def _tell(url: str, reach: Reach, *, is_json: bool) -> None:
+    words = (
+        json.dumps({"type": "demo", "url": url}) if is_json else f"The demo is at {reach.told(url)}\nCtrl-C stops it."
+    )
     sys.stdout.write(f"{words}\n")
     sys.stdout.flush()
 

@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import re
-import secrets
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.lessons import LearnOptions, Lesson
 from partime_async.cli.options import LoopKind
 from partime_async.cli.plan import PlanOptions, frame_shape
+from partime_async.cli.reach import Reach
 from partime_async.cli.run import loop_factory
 from partime_async.errors import ConfigurationError
 from partime_async.frame import Value
@@ -36,11 +35,9 @@ from partime_async.learning import Learner
 from partime_async.models import build
 from partime_async.offload import in_thread
 from partime_async.pipeline import Pipeline
-from partime_async.serve import VIEWER, Access, ClientLimits, HeadService, ModelService, Server, make_app
-from partime_async.serve.access import is_loopback_host
+from partime_async.serve import VIEWER, ClientLimits, HeadService, ModelService, Server, make_app
 from partime_async.serve.log import JsonFormatter, TextFormatter, event
 from partime_async.serve.session import Teach
-from partime_async.webrtc import Ice, IceServer
 
 _CLOSE_S = 0.5
 """Seconds for a stage to end the frame it is at when the server stops."""
@@ -60,17 +57,10 @@ class ServeOptions:
     learning: LearnOptions | None
     loss: str
     own_head: int
-    host: str
-    port: int
-    token_file: str | None
-    hosts: tuple[str, ...]
-    origins: tuple[str, ...]
+    reach: Reach
     max_clients: int
     max_duration_s: float
     max_age_s: float | None
-    ice: str | None
-    tls_cert: str | None
-    tls_key: str | None
     has_page: bool
     weights: str | None
     save: str | None
@@ -95,16 +85,17 @@ def serve(options: ServeOptions, *, loop: LoopKind | None, is_json: bool) -> int
 
 async def _serve(options: ServeOptions, interrupt: Interrupt, *, is_json: bool) -> None:
     with interrupt:
-        access = await in_thread(partial(_access, options), name="partime token")
-        tls = await in_thread(partial(_tls, options), name="partime certificate")
-        ice = await in_thread(partial(_ice, options), name="partime ice")
+        reach = options.reach
+        access = await in_thread(reach.access, name="partime token")
+        tls = await in_thread(reach.tls, name="partime certificate")
+        ice = await in_thread(reach.ice, name="partime ice")
         pipeline, service = await in_thread(partial(_service, options), name="partime model")
         limits = ClientLimits(clients=options.max_clients, duration_s=options.max_duration_s, leave_s=_CLOSE_S)
         app = make_app(
             {"model": service}, access=access, limits=limits, ice=ice, page=VIEWER if options.has_page else None
         )
         stop = asyncio.Event()
-        async with Server(app, host=options.host, port=options.port, tls=tls) as server:
+        async with Server(app, host=reach.host, port=reach.port, tls=tls) as server:
             interrupt.when(stop.set)
             _tell(server.url, options, is_json=is_json)
             await stop.wait()
@@ -128,9 +119,7 @@ def _tell(url: str, options: ServeOptions, *, is_json: bool) -> None:
     if is_json:
         sys.stdout.write(json.dumps({"type": "serving", "url": url, "model": options.plan.model}) + "\n")
     else:
-        # The token itself is not printed: what is printed tends to be kept.
-        where = url if options.token_file is None else f"{url}?token=$(cat {options.token_file})"
-        sys.stdout.write(f"serving {options.plan.model} at {where}\nCtrl-C stops it.\n")
+        sys.stdout.write(f"serving {options.plan.model} at {options.reach.told(url)}\nCtrl-C stops it.\n")
     sys.stdout.flush()
 
 
@@ -227,49 +216,6 @@ def _beheaded(module: nn.Module, layers: int, example: Tensor) -> tuple[nn.Modul
     with torch.inference_mode():
         features = body(example)
     return body, lambda: head, features.clone()  # a pipeline copies the module that it is given
-
-
-def _access(options: ServeOptions) -> Access:
-    hosts, origins = options.hosts, options.origins
-    if options.token_file is None:
-        return Access(hosts=frozenset(hosts), origins=frozenset(origins))
-    path = Path(options.token_file)
-    if not path.exists():
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_urlsafe() + "\n")
-        except OSError as error:
-            raise ConfigurationError(f"the token file {path} cannot be made: {error}. Choose another place.") from error
-    return Access.from_file(path, hosts=hosts, origins=origins)
-
-
-def _tls(options: ServeOptions) -> ssl.SSLContext | None:
-    if options.tls_cert is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
-    except OSError as error:  # SSLError is one
-        raise ConfigurationError(f"the certificate cannot be used: {error}. Check --tls-cert and --tls-key.") from error
-    return context
-
-
-def _ice(options: ServeOptions) -> Ice:
-    """Return how WebRTC finds its way: a word, or a file with servers, since credentials are no business of `ps`."""
-    asked = options.ice or ("loopback" if is_loopback_host(options.host) else "host")
-    if asked == "loopback":
-        return Ice.loopback()
-    if asked == "host":
-        return Ice.host()
-    try:
-        listed = json.loads(Path(asked).read_text())
-        servers = [IceServer(**each) if isinstance(each, dict) else str(each) for each in listed]
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"--ice is {asked!r}: {error}. Give loopback, host, or a JSON file such as "
-            '[{"url": "turn:host:3478", "username": "...", "credential": "..."}].'
-        ) from error
-    return Ice.servers(servers)
 
 
 # -- the log -------------------------------------------------------------------------------------------------------

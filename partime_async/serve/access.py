@@ -88,7 +88,9 @@ class Access:
         """Whether a token is asked for."""
         return self.token is not None
 
-    def check_source(self, *, host: str | None, origin: str | None, site: str | None, remote: str | None) -> None:
+    def check_source(
+        self, *, host: str | None, origin: str | None, site: str | None, remote: str | None, is_secure: bool = False
+    ) -> None:
         """Refuse a request that comes from, or by way of, somewhere it should not.
 
         Args:
@@ -96,6 +98,8 @@ class Access:
             origin: Its ``Origin`` header; None: no browser sent it, or it is a plain visit of the page.
             site: Its ``Sec-Fetch-Site`` header.
             remote: The address of the other side; None or empty: a local socket.
+            is_secure: Whether it came by https. A page of the same name by plain http is then another one, which
+                whoever is on the way could have made; a proxy in front that speaks https itself asks by http.
 
         Raises:
             AccessDenied: 403; the other side's fault.
@@ -104,7 +108,7 @@ class Access:
             raise AccessDenied(403, "address", "only this machine is served. Start the server with a token.")
         if host is None or not self._is_own(_name(host)):
             raise AccessDenied(403, "host", "the server does not go by this host name. Add it to the server's hosts.")
-        if origin is not None and origin.rstrip("/") not in self.origins and urlsplit(origin).netloc != host:
+        if origin is not None and origin.rstrip("/") not in self.origins and not _is_same(origin, host, is_secure):
             raise AccessDenied(403, "origin", "this page may not speak to the server. Add it to the server's origins.")
         if origin is None and site == "cross-site":
             raise AccessDenied(403, "origin", "another page may not load this. Open it directly.")
@@ -129,6 +133,11 @@ class Access:
             or _is_address(name)
             or (self.token is not None and name == socket.gethostname().lower())
         )
+
+
+def _is_same(origin: str, host: str, is_secure: bool) -> bool:
+    parts = urlsplit(origin)
+    return parts.netloc == host and (parts.scheme == "https" or not is_secure)
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

@@ -26,6 +26,7 @@ from partime_async.serve.roster import Refused, Roster, State
 from partime_async.serve.signalling import Signalling
 from partime_async.serve.stream import Streams
 from partime_async.serve.tokens import COOKIE, COOKIE_S, shown_tokens
+from partime_async.serve.traces import forget_frames
 from partime_async.webrtc import Ice
 
 _GUESSES, _GUESSES_PER_S = 60, 1.0
@@ -131,6 +132,7 @@ class _Front:
                 # Other pages may link to this one, but not load anything else.
                 site=None if is_visit else headers.get("Sec-Fetch-Site"),
                 remote=request.remote,
+                is_secure=request.secure,
             )
             if request.match_info.handler not in self.tokenless:
                 self._access.check_token(*shown_tokens(request))
@@ -152,7 +154,8 @@ class _Front:
             return web.json_response({"error": "the request is too large. Send less."}, status=413)
         except web.HTTPException:
             raise
-        except ConnectionError:  # it went in the middle of its request: nobody reads the answer
+        except ConnectionError as gone:  # it went in the middle of its request: nobody reads the answer
+            forget_frames(gone)  # the request keeps the error, and its frames know the request
             return web.Response(status=400)
         except Exception as broken:
             event("request.failed", level=logging.ERROR, path=request.path, error=f"{type(broken).__name__}: {broken}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from types import TracebackType
 from typing import Self
 
@@ -16,13 +15,17 @@ from partime_async.serve.access import is_loopback_host
 from partime_async.serve.app import ACCESS, ROSTER, Handler
 from partime_async.serve.doorway import Doorway
 from partime_async.serve.log import event
+from partime_async.sockets.accept import TlsServer
+from partime_async.sockets.tls import Credentials, check_side
 
 DEFAULT_PORT = 8765
 _SHUTDOWN_S = 0.5
 """Seconds that open requests get when the server stops; clients have ended by then."""
 
 _PATIENCE_S = 10.0
-"""Seconds that a connection may take over its first request head."""
+"""Seconds that a connection may take over its first request head, and before that over its TLS handshake."""
+
+_ADVICE = "Browsers give their camera to https only: pass tls, or put a server that speaks it in front."
 
 
 class Server:
@@ -32,10 +35,12 @@ class Server:
         app: What to serve.
         host: Address or name to listen on; anything but this machine's own needs an `Access` with a token.
         port: 0: any that is free.
-        tls: Serve https. Beyond this machine browsers give a camera to pages of https alone.
+        tls: Serve https, with the certificate of a `Tls`, whose files are read on a thread and again when they have
+            changed, or of an `ssl.SSLContext`. Beyond this machine browsers give a camera to pages of https alone.
 
     Raises:
-        ConfigurationError: The application has no token and could be reached from elsewhere; the caller's fault.
+        ConfigurationError: The application has no token and could be reached from elsewhere, or `tls` is nothing for a
+            server; the caller's fault.
     """
 
     def __init__(
@@ -44,7 +49,7 @@ class Server:
         *,
         host: str = "127.0.0.1",
         port: int = DEFAULT_PORT,
-        tls: ssl.SSLContext | None = None,
+        tls: Credentials | None = None,
     ) -> None:
         if ACCESS not in app:
             raise ConfigurationError("this is no application of make_app(). Run it with aiohttp.web.AppRunner.")
@@ -56,12 +61,13 @@ class Server:
         self._app = app
         self._host = host
         self._port = port
-        self._tls = tls
+        if tls is not None:
+            check_side(tls, is_server=True)
         # No access log: the address of a request may have a token in it.
         self._runner = web.AppRunner(
             app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S, logger=_http_logger()
         )
-
+        self._secure = None if tls is None else self._encrypted(tls)
         self._doorway = Doorway(self._connections, _PATIENCE_S)
         self._watching: asyncio.Task[None] | None = None
         app.middlewares.append(self._noted)
@@ -69,6 +75,8 @@ class Server:
     @property
     def port(self) -> int:
         """The port it listens on."""
+        if self._secure is not None:
+            return self._secure.port or self._port
         addresses = self._runner.addresses
         return int(addresses[0][1]) if addresses else self._port
 
@@ -78,15 +86,19 @@ class Server:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)
         if ":" in host and not host.startswith("["):
             host = f"[{host}]"
-        return f"{'http' if self._tls is None else 'https'}://{host}:{self.port}/"
+        return f"{'http' if self._secure is None else 'https'}://{host}:{self.port}/"
 
     async def __aenter__(self) -> Self:
         """Enter the services and listen.
 
         Raises:
-            ConfigurationError: The address is taken, or is none of this machine's.
+            ConfigurationError: The address is taken, or is none of this machine's, or the certificate cannot be used.
             Exception: What entering a service raised.
         """
+        if self._secure is not None:
+            await self._secure.read()  # before a service is entered, which may take its time
+        elif not is_loopback_host(self._host):
+            event("server.unencrypted", level=logging.WARNING, host=self._host, advice=_ADVICE)
         try:
             await self._runner.setup()
             await self._listen()
@@ -104,6 +116,8 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait({self._watching})
+        if self._secure is not None:
+            await self._secure.aclose()
         await self._runner.cleanup()
 
     @web.middleware
@@ -111,13 +125,26 @@ class Server:
         self._doorway.spoke(request.protocol)
         return await handler(request)
 
+    def _encrypted(self, tls: Credentials) -> TlsServer:
+        def protocol() -> asyncio.BaseProtocol:
+            assert self._runner.server is not None
+            return self._runner.server()
+
+        def failed(peer: str, why: str) -> None:
+            event("handshake.failed", level=logging.WARNING, remote=peer, why=why)
+
+        return TlsServer(protocol, tls, handshake_s=_PATIENCE_S, close_s=_SHUTDOWN_S, on_failed=failed)
+
     def _connections(self) -> list[web.RequestHandler]:
         server = self._runner.server
         return [] if server is None else server.connections
 
     async def _listen(self) -> None:
         try:
-            await web.TCPSite(self._runner, self._host, self._port, ssl_context=self._tls).start()
+            if self._secure is None:
+                await web.TCPSite(self._runner, self._host, self._port).start()
+            else:
+                await self._secure.open(self._host, self._port)
         except OSError as error:
             raise ConfigurationError(
                 f"{self._host}:{self._port} cannot be listened on: {error.strerror or error}. "

@@ -18,6 +18,7 @@ from partime_async.sockets.server import Replies, SensorServer, ServerStatistics
 from partime_async.sockets.sink import SinkStatistics, SocketSink
 from partime_async.sockets.source import SocketSource, SocketStatistics
 from partime_async.sockets.timing import SenderClock, Timing
+from partime_async.sockets.tls import Tls
 from partime_async.sockets.wire import Clock, Kind, Message, WireError
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "SocketSource",
     "SocketStatistics",
     "Timing",
+    "Tls",
     "WireError",
     "connect",
     "listen",

@@ -1,4 +1,4 @@
-"""Where to listen or connect: ``tcp://host:port?format=json``."""
+"""Where to listen or connect: ``tcp://host:port?format=json``, or encrypted ``tcps://host:port?ca=ca.pem``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from partime_async.errors import ConfigurationError
 from partime_async.sockets.formats import FormatName
 
-SCHEMES = ("tcp", "udp", "unix", "ws", "mqtt")
-_DEFAULT_PORTS = {"ws": 80, "mqtt": 1883}
-_OPTIONS = {"format": SCHEMES, "connect": ("tcp", "udp", "unix", "ws"), "qos": ("mqtt",)}
+_ENCRYPTED = {"tcps": "tcp", "wss": "ws", "mqtts": "mqtt"}
+"""Schemes of TLS, and what they carry."""
+
+SCHEMES = ("tcp", "tcps", "udp", "unix", "ws", "wss", "mqtt", "mqtts")
+_DEFAULT_PORTS = {"ws": 80, "wss": 443, "mqtt": 1883, "mqtts": 8883}
+_OPTIONS = {
+    "format": SCHEMES,
+    "connect": ("tcp", "tcps", "udp", "unix", "ws", "wss"),
+    "qos": ("mqtt", "mqtts"),
+    "cert": tuple(_ENCRYPTED),
+    "key": tuple(_ENCRYPTED),
+    "ca": tuple(_ENCRYPTED),
+}
 _EXAMPLES = {
     "tcp": "tcp://127.0.0.1:9000",
+    "tcps": "tcps://0.0.0.0:9000?cert=cert.pem&key=key.pem",
     "udp": "udp://127.0.0.1:9000",
     "unix": "unix:///tmp/frames.sock",
     "ws": "ws://127.0.0.1:9000/frames",
+    "wss": "wss://0.0.0.0:9000/frames?cert=cert.pem&key=key.pem",
     "mqtt": "mqtt://127.0.0.1/sensors/+",
+    "mqtts": "mqtts://broker/sensors/+?ca=ca.pem",
 }
 
 
@@ -32,7 +45,7 @@ class Address:
     """One end of a connection.
 
     Attributes:
-        scheme: ``tcp``, ``udp``, ``unix``, ``ws`` or ``mqtt``.
+        scheme: ``tcp``, ``udp``, ``unix``, ``ws`` or ``mqtt``, or of TLS ``tcps``, ``wss`` or ``mqtts``.
         host: Name or number; empty for ``unix``.
         port: 0, to listen, lets the system choose.
         path: Of the socket's file, of the WebSocket, or the MQTT topic.
@@ -41,6 +54,9 @@ class Address:
         qos: Of MQTT.
         username: Of MQTT.
         password: Of MQTT; never shown.
+        certificate: File with this side's certificate, for TLS.
+        key: File with its key.
+        ca: File with the certificates that the other side's must be signed by.
     """
 
     scheme: str
@@ -52,6 +68,9 @@ class Address:
     qos: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    certificate: str | None = None
+    key: str | None = None
+    ca: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -63,7 +82,8 @@ class Address:
         parts = urlsplit(url, allow_fragments=False)  # # is a wildcard of MQTT
         scheme = parts.scheme
         if scheme not in SCHEMES:
-            raise ConfigurationError(f"{url!r} is no address. Give one such as {', '.join(_EXAMPLES.values())}.")
+            known = ", ".join(_EXAMPLES.values())
+            raise ConfigurationError(f"{without_secret(url)!r} is no address. Give one such as {known}.")
         told = without_secret(url)
         try:
             port = parts.port
@@ -75,10 +95,11 @@ class Address:
         port = _DEFAULT_PORTS.get(scheme) if port is None else port
         if not parts.hostname or port is None:
             raise ConfigurationError(f"{told!r} lacks a host or a port. Give one such as {_EXAMPLES[scheme]}.")
-        path = unquote(parts.path).lstrip("/") if scheme == "mqtt" else (parts.path or "/")
-        if scheme == "mqtt" and not path:
+        carried = _ENCRYPTED.get(scheme, scheme)
+        path = unquote(parts.path).lstrip("/") if carried == "mqtt" else (parts.path or "/")
+        if carried == "mqtt" and not path:
             raise ConfigurationError(f"{told!r} lacks a topic. Give one such as {_EXAMPLES[scheme]}.")
-        if scheme in ("tcp", "udp") and path != "/":
+        if carried in ("tcp", "udp") and path != "/":
             raise ConfigurationError(f"{told!r} has a path, which {scheme} has not. Give {_EXAMPLES[scheme]}.")
         return cls(
             scheme,
@@ -90,6 +111,9 @@ class Address:
             int(options.get("qos", "0")),
             None if parts.username is None else unquote(parts.username),
             None if parts.password is None else unquote(parts.password),
+            options.get("cert"),
+            options.get("key"),
+            options.get("ca"),
         )
 
     @classmethod
@@ -112,7 +136,19 @@ class Address:
             raise ConfigurationError(f"{told!r}: there is no such format. Use {', '.join(FormatName)}.")
         if options.get("qos", "0") not in ("0", "1", "2"):
             raise ConfigurationError(f"{told!r}: qos is 0, 1 or 2.")
+        if any(not options.get(name, "?") for name in ("cert", "key", "ca")):
+            raise ConfigurationError(f"{told!r} names no file. Write ?cert=FILE, &key=FILE or ?ca=FILE.")
         return options
+
+    @property
+    def transport(self) -> str:
+        """What carries the messages, encrypted or not: ``tcp``, ``udp``, ``unix``, ``ws`` or ``mqtt``."""
+        return _ENCRYPTED.get(self.scheme, self.scheme)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether they are carried by TLS."""
+        return self.scheme in _ENCRYPTED
 
     @property
     def is_datagram(self) -> bool:
@@ -124,10 +160,10 @@ class Address:
         return replace(self, port=port)
 
     def __str__(self) -> str:
-        """Return the URL, without any secret."""
+        """Return the URL as the other side may use it: without any secret, and without this side's files."""
         query = "" if self.format is FormatName.BINARY else f"?format={self.format}"
         if self.scheme == "unix":
             return f"unix://{quote(self.path)}{query}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        path = f"/{self.path}" if self.scheme == "mqtt" else ("" if self.path == "/" else self.path)
+        path = f"/{self.path}" if self.transport == "mqtt" else ("" if self.path == "/" else self.path)
         return f"{self.scheme}://{host}:{self.port}{path}{query}"

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from partime_async.client import UntrustedError
 from partime_async.errors import SourceError
 from partime_async.frame import Value
 from partime_async.offload import to_the_end
@@ -22,6 +23,7 @@ from partime_async.sockets.dial import dial
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.reading import Reading, SocketFrame
 from partime_async.sockets.source import SocketStatistics, source_address
+from partime_async.sockets.tls import Credentials, credentials, opened
 from partime_async.sockets.wire import Kind, Message
 
 _HELLO = Message(np.zeros(0, np.uint8), 0, kind=Kind.HELLO)
@@ -38,6 +40,7 @@ def connect(
     to_value: Callable[[Message], Value] | None = None,
     patience_s: float | None = None,
     backoff: Backoff | None = None,
+    tls: Credentials | None = None,
 ) -> ConnectedSource:
     """Give the frames that a server sends to whoever connects to it: the other way round than `listen`.
 
@@ -52,16 +55,20 @@ def connect(
         to_value: As for `listen`.
         patience_s: Give up after so many seconds without a connection; None: never.
         backoff: How long to wait between two tries.
+        tls: What to check the certificate of a ``tcps`` or ``wss`` server against, and what to show of one's own; None:
+            the system's certificates, or the files named in the URL: ``?ca=…``.
 
     Raises:
         ConfigurationError: Options that cannot be; the caller's fault.
     """
+    address = source_address(url, is_dialled=True)
     return ConnectedSource(
-        source_address(url, is_dialled=True),
+        address,
         limits or Limits(),
         Reading.checked(dtype, timing, to_value),
         patience_s=patience_s,
         backoff=backoff or Backoff(),
+        tls=credentials(address, tls, is_server=False),
     )
 
 
@@ -69,8 +76,16 @@ class ConnectedSource:
     """What `connect` returns; see `SocketSource`."""
 
     def __init__(
-        self, address: Address, limits: Limits, reading: Reading, *, patience_s: float | None, backoff: Backoff
+        self,
+        address: Address,
+        limits: Limits,
+        reading: Reading,
+        *,
+        patience_s: float | None,
+        backoff: Backoff,
+        tls: Credentials | None,
     ) -> None:
+        self._tls = tls
         self._address, self._limits, self._reading = address, limits, reading
         self._patience_s, self._backoff = patience_s, backoff
         self._connection: Connection | None = None
@@ -98,7 +113,8 @@ class ConnectedSource:
         """Return the next frame, waiting for it, and for the server.
 
         Raises:
-            SourceError: The server could not be reached within `patience_s`.
+            SourceError: The server could not be reached within `patience_s`, or its certificate is not trusted.
+            ConfigurationError: The files of TLS cannot be used; the caller's fault.
 
         Cancellation: safe; no frame is lost.
         """
@@ -122,6 +138,7 @@ class ConnectedSource:
     async def _open(self) -> Connection | None:
         """Connect, however often it takes; None: the source was closed meanwhile."""
         began = time.monotonic()
+        self._tls = context = await opened(self._tls, is_server=False)
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s):
@@ -130,7 +147,9 @@ class ConnectedSource:
                 return None
             self._wait_s = 0.0
             try:
-                link = await dial(self._address, self._limits)
+                link = await dial(self._address, self._limits, context)
+            except UntrustedError as error:
+                raise SourceError(str(error)) from error
             except OSError as error:
                 self._wait_s = self._backoff.next_s()
                 waited = time.monotonic() - began

@@ -12,23 +12,28 @@ from pathlib import Path
 
 from partime_async.errors import SourceError
 from partime_async.offload import in_thread
+from partime_async.sockets.accept import tls_server
 from partime_async.sockets.address import Address
 from partime_async.sockets.datagram import DatagramLink, SharedSocket, kernel_drops
 from partime_async.sockets.doorway import BACKLOG, Door, Guests, stop_accepting
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.link import READ_BYTES, StreamLink
+from partime_async.sockets.tls import Credentials
 
 
 class StreamDoor:
-    """TCP, or a UNIX socket."""
+    """TCP, with TLS if there are credentials, or a UNIX socket."""
 
-    def __init__(self, address: Address, limits: Limits, guests: Guests) -> None:
+    def __init__(self, address: Address, limits: Limits, guests: Guests, tls: Credentials | None = None) -> None:
         self._address, self._limits, self._guests = address, limits, guests
         self._server: asyncio.Server | None = None
+        self._secure = None if tls is None else tls_server(self._protocol, tls, limits)
 
     async def open(self) -> Address:
         """Listen; see `Door`."""
         address = self._address
+        if self._secure is not None:
+            return address.at(await self._secure.open(address.host, address.port))
         if address.scheme == "unix":
             await in_thread(lambda: _make_way(address.path), name="partime unix socket")
             self._server = await asyncio.start_unix_server(
@@ -45,6 +50,16 @@ class StreamDoor:
     def kernel_drops(self) -> None:
         """Return nothing: there are no datagrams."""
 
+    @property
+    def failed_handshakes(self) -> int:
+        """How many TLS handshakes came to nothing."""
+        return 0 if self._secure is None else self._secure.failed
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(READ_BYTES, loop)
+        return asyncio.StreamReaderProtocol(reader, self._connected, loop)
+
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._guests.is_full():
             writer.write(self._guests.farewell())
@@ -54,11 +69,15 @@ class StreamDoor:
 
     def shut(self) -> None:
         """Let nobody in any more."""
+        if self._secure is not None:
+            self._secure.shut()
         if self._server is not None:
             stop_accepting(self._server)
 
     async def aclose(self) -> None:
         """Give the socket back, and its file."""
+        if self._secure is not None:
+            await self._secure.aclose()
         if self._server is None:
             return
         self._server.close()
@@ -85,6 +104,8 @@ def _make_way(path: str) -> None:
 
 class DatagramDoor:
     """One UDP socket for all."""
+
+    failed_handshakes = 0
 
     def __init__(self, address: Address, limits: Limits, guests: Guests) -> None:
         self._address, self._limits, self._guests = address, limits, guests
@@ -126,16 +147,23 @@ class DatagramDoor:
             await self._protocol.closed
 
 
-def make_door(address: Address, limits: Limits, guests: Guests, *, origins: Collection[str] = ()) -> Door:
+def make_door(
+    address: Address,
+    limits: Limits,
+    guests: Guests,
+    *,
+    tls: Credentials | None = None,
+    origins: Collection[str] = (),
+) -> Door:
     """Return the door of an address's transport."""
-    if address.scheme == "ws":
+    if address.transport == "ws":
         from partime_async.sockets.websocket import WebSocketDoor  # aiohttp takes a while to import
 
-        return WebSocketDoor(address, limits, guests, origins=origins)
-    if address.scheme == "mqtt":
+        return WebSocketDoor(address, limits, guests, tls=tls, origins=origins)
+    if address.transport == "mqtt":
         from partime_async.sockets.mqtt import MqttDoor
 
-        return MqttDoor(address, limits, guests)
+        return MqttDoor(address, limits, guests, tls)
     if origins:
         raise SourceError(f"only WebSockets have origins, and {address} is none. Leave them out.")
-    return DatagramDoor(address, limits, guests) if address.is_datagram else StreamDoor(address, limits, guests)
+    return DatagramDoor(address, limits, guests) if address.is_datagram else StreamDoor(address, limits, guests, tls)

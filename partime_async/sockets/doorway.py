@@ -41,6 +41,10 @@ class Door(Protocol):
     def kernel_drops(self) -> int | None:
         """Return how many datagrams the kernel threw away; None: it does not tell, or there are none."""
 
+    @property
+    def failed_handshakes(self) -> int:
+        """How many TLS handshakes came to nothing."""
+
     def shut(self) -> None:
         """Let nobody in any more."""
 

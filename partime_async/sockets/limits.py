@@ -34,7 +34,8 @@ class Limits:
         unsent_bytes: Results that may wait for a client that does not read them.
         stalled_s: A client that reads nothing for this long, while results wait, is closed.
         waiting_bytes: Datagrams that may wait for one client's turn.
-        connect_s: For one try to connect.
+        connect_s: For one try to connect, with its TLS handshake.
+        handshake_s: For the TLS handshake of whoever connects.
         close_s: For one connection to close in order; then it is cut.
         bad_messages: A client that sent so many is closed, whatever `on_bad` says.
         on_bad: What a message that cannot be read costs.
@@ -53,6 +54,7 @@ class Limits:
     stalled_s: float = 10.0
     waiting_bytes: int = 1 << 20
     connect_s: float = 5.0
+    handshake_s: float = 5.0
     close_s: float = 1.0
     bad_messages: int = 1000
     on_bad: OnBad | str = OnBad.DROP_MESSAGE
@@ -66,6 +68,7 @@ class Limits:
             "stalled_s",
             "waiting_bytes",
             "connect_s",
+            "handshake_s",
             "close_s",
         ):
             _check(name, getattr(self, name), 0)

@@ -14,6 +14,7 @@ from partime_async.sockets.door import make_door
 from partime_async.sockets.formats import make_format, note
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.link import Link
+from partime_async.sockets.tls import Credentials
 from partime_async.sockets.wire import HEADER, Kind
 
 _log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Listener:
         address: Where to listen.
         limits: How many at once, and how long to close.
         serve: Talks to one connection until its end. An exception ends that connection, and is logged.
+        tls: What the connections are encrypted with; None: they are not.
         origins: Web pages that may connect, for WebSockets.
     """
 
@@ -39,12 +41,13 @@ class Listener:
         limits: Limits,
         serve: Callable[[Link], Awaitable[None]],
         *,
+        tls: Credentials | None = None,
         origins: Collection[str] = (),
     ) -> None:
         self.address = address
         self.refused = 0
         self._limits, self._serve = limits, serve
-        self._door = make_door(address, limits, self, origins=origins)
+        self._door = make_door(address, limits, self, tls=tls, origins=origins)
         self._tasks: set[asyncio.Task[None]] = set()
         self._unserved: set[Link] = set()
         self._is_open = False
@@ -58,11 +61,17 @@ class Listener:
         """Return how many datagrams the kernel threw away in front of the socket; None: unknown, or no datagrams."""
         return self._door.kernel_drops()
 
+    @property
+    def failed_handshakes(self) -> int:
+        """How many TLS handshakes came to nothing."""
+        return self._door.failed_handshakes
+
     async def open(self) -> Self:
         """Listen; `address` then has the port that the system chose.
 
         Raises:
             SourceError: The system does not allow it: the address is in use, or not of this machine.
+            ConfigurationError: The certificate cannot be used.
         """
         try:
             self.address = await self._door.open()

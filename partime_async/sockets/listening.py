@@ -19,6 +19,7 @@ from partime_async.sockets.link import Link
 from partime_async.sockets.listener import Listener
 from partime_async.sockets.reading import Reading, SocketFrame
 from partime_async.sockets.source import SocketStatistics, source_address
+from partime_async.sockets.tls import Credentials, credentials
 from partime_async.sockets.wire import Message
 
 _REMEMBERED = 100
@@ -38,6 +39,7 @@ def listen(
     capacity: int = 16,
     is_endless: bool = True,
     origins: Collection[str] = (),
+    tls: Credentials | None = None,
 ) -> ListeningSource:
     """Give the frames of whoever connects: ``async for frame in partime_async.sockets.listen("tcp://127.0.0.1:9000")``.
 
@@ -47,7 +49,7 @@ def listen(
     Args:
         url: ``tcp://127.0.0.1:9000``, ``udp://…``, ``unix:///path`` or ``ws://host:port/path``, and ``?format=json`` or
             ``?format=csv`` if the devices do not speak the binary format. ``mqtt://user:password@broker/topic/+`` hears
-            what a broker passes on; each topic counts as a device.
+            what a broker passes on; each topic counts as a device. With TLS ``tcps``, ``wss`` and ``mqtts``.
         limits: What a device may ask; by default those of `Limits`, for one client that may be silent (over UDP for
             10 s), or, for MQTT, for a hundred topics.
         dtype: Of the values; None: as they were sent.
@@ -56,6 +58,8 @@ def listen(
         capacity: Frames that may wait to be taken.
         is_endless: Wait for the next device when one has left; if not, the stream ends when nobody is left.
         origins: Web pages, as ``https://host``, that may connect to a WebSocket.
+        tls: The certificate of ``tcps`` and ``wss``; its files may also be named in the URL: ``?cert=…&key=…``. A
+            broker's is checked against ``?ca=…``, or the system's.
 
     Raises:
         ConfigurationError: Options that cannot be; the caller's fault.
@@ -68,11 +72,12 @@ def listen(
         capacity=capacity,
         is_endless=is_endless,
         origins=origins,
+        tls=credentials(address, tls, is_server=address.transport != "mqtt"),
     )
 
 
 def _default_limits(address: Address) -> Limits:
-    if address.scheme == "mqtt":
+    if address.transport == "mqtt":
         return Limits(idle_s=None)
     return Limits(clients=1, idle_s=_FORGOTTEN_S if address.is_datagram else None)
 
@@ -89,9 +94,10 @@ class ListeningSource:
         capacity: int,
         is_endless: bool,
         origins: Collection[str],
+        tls: Credentials | None,
     ) -> None:
         self._limits, self._reading, self._is_endless = limits, reading, is_endless
-        self._listener = Listener(address, limits, self._serve, origins=origins)
+        self._listener = Listener(address, limits, self._serve, tls=tls, origins=origins)
         self._frames: Channel[SocketFrame] = Channel(capacity)
         self._here: dict[int, Connection] = {}
         self._departed: OrderedDict[int, ClientStatistics] = OrderedDict()
@@ -112,6 +118,7 @@ class ListeningSource:
 
         Raises:
             SourceError: The address is in use, or not of this machine.
+            ConfigurationError: The certificate cannot be used.
         """
         if not self._is_open and not self._frames.is_closed:
             self._is_open = True
@@ -163,6 +170,7 @@ class ListeningSource:
             listener.refused,
             listener.kernel_drops(),
             (*self._departed.values(), *here),
+            listener.failed_handshakes,
         )
 
     async def aclose(self) -> None:

@@ -7,8 +7,10 @@ their topic with ``/result`` behind it.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 
+from partime_async.client import UntrustedError
 from partime_async.errors import MissingDependencyError
 from partime_async.offload import to_the_end
 from partime_async.sockets.address import Address
@@ -16,6 +18,7 @@ from partime_async.sockets.backoff import Backoff
 from partime_async.sockets.datagram import QueueLink
 from partime_async.sockets.doorway import Guests
 from partime_async.sockets.limits import Limits
+from partime_async.sockets.tls import Credentials, opened
 
 try:
     import aiomqtt
@@ -32,8 +35,12 @@ _WAITING = 256
 class MqttDoor:
     """A subscription: topics come in as clients do."""
 
-    def __init__(self, address: Address, limits: Limits, guests: Guests) -> None:
+    failed_handshakes = 0
+
+    def __init__(self, address: Address, limits: Limits, guests: Guests, tls: Credentials | None = None) -> None:
         self._address, self._limits, self._guests = address, limits, guests
+        self._tls = tls
+        self._context: ssl.SSLContext | None = None
         self._links: dict[str, TopicLink] = {}
         self._client: aiomqtt.Client | None = None
         self._task: asyncio.Task[None] | None = None
@@ -41,6 +48,7 @@ class MqttDoor:
 
     async def open(self) -> Address:
         """Subscribe; later it is done again whenever the broker is lost. See `Door`."""
+        self._context = await opened(self._tls, is_server=False)
         self._opened = asyncio.get_running_loop().create_future()
         self._task = asyncio.get_running_loop().create_task(self._run(self._opened), name="partime mqtt")
         try:
@@ -50,20 +58,20 @@ class MqttDoor:
             raise
         return self._address
 
-    async def _run(self, opened: asyncio.Future[None]) -> None:
+    async def _run(self, subscribed: asyncio.Future[None]) -> None:
         backoff = Backoff()
         while True:
             try:
-                async with _client(self._address, self._limits) as self._client:
+                async with _client(self._address, self._limits, self._context) as self._client:
                     await self._client.subscribe(self._address.path, qos=self._address.qos)
-                    if not opened.done():
-                        opened.set_result(None)
+                    if not subscribed.done():
+                        subscribed.set_result(None)
                     async for message in self._client.messages:
                         backoff.reset()
                         self._sort(str(message.topic), message.payload)
             except aiomqtt.MqttError as error:
-                if not opened.done():
-                    opened.set_exception(ConnectionRefusedError(str(error)))
+                if not subscribed.done():
+                    subscribed.set_exception(_refusal(self._address, error))
                     return
             finally:
                 self._client = None
@@ -145,17 +153,18 @@ class PublishLink(QueueLink):
         await to_the_end(_leave(self._client, timeout_s), name="partime mqtt closing")
 
 
-async def connect_mqtt(address: Address, limits: Limits) -> PublishLink:
+async def connect_mqtt(address: Address, limits: Limits, context: ssl.SSLContext | None = None) -> PublishLink:
     """Connect to a broker, to publish.
 
     Raises:
+        UntrustedError: Its certificate is not trusted.
         OSError: It cannot be reached, or does not want us.
     """
-    client = _client(address, limits)
+    client = _client(address, limits, context)
     try:
         await client.__aenter__()
     except aiomqtt.MqttError as error:
-        raise ConnectionRefusedError(str(error)) from error
+        raise _refusal(address, error) from error
     return PublishLink(client, address, limits)
 
 
@@ -165,7 +174,28 @@ async def _leave(client: aiomqtt.Client, timeout_s: float) -> None:
             await client.__aexit__(None, None, None)
 
 
-def _client(address: Address, limits: Limits) -> aiomqtt.Client:
+def _refusal(address: Address, error: aiomqtt.MqttError) -> ConnectionError:
+    """Return why a broker cannot be had; aiomqtt keeps what happened below it to itself."""
+    if isinstance(error.__context__, ssl.SSLCertVerificationError):
+        return UntrustedError(address.host, error.__context__)
+    return ConnectionRefusedError(str(error))
+
+
+class _TidySocket(ssl.SSLSocket):
+    """Closes when its handshake fails: paho then forgets it, open."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Make the handshake."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def _client(address: Address, limits: Limits, context: ssl.SSLContext | None) -> aiomqtt.Client:
+    if context is not None:
+        context.sslsocket_class = _TidySocket
     return aiomqtt.Client(
         address.host,
         address.port,
@@ -175,4 +205,5 @@ def _client(address: Address, limits: Limits) -> aiomqtt.Client:
         keepalive=max(5, round(limits.probe_s)),
         max_queued_incoming_messages=_WAITING,
         max_queued_outgoing_messages=_WAITING,
+        tls_context=context,
     )

@@ -35,6 +35,7 @@ from partime_async.sockets.limits import Limits
 from partime_async.sockets.link import Link
 from partime_async.sockets.listener import Listener
 from partime_async.sockets.reading import Reading, SocketFrame
+from partime_async.sockets.tls import Credentials, credentials
 from partime_async.sockets.wire import Message
 
 _REMEMBERED = 1024
@@ -63,6 +64,7 @@ class ServerStatistics:
         refused: Connections, or datagrams over UDP, that were turned away because too many were here.
         kernel_drops: Datagrams that the kernel threw away for lack of room; None: unknown, or no datagrams.
         clients: Those that are here, and of those that have left the last thousand.
+        failed_handshakes: TLS connections that came to nothing: rubbish, no trust, or too slow.
     """
 
     url: str
@@ -71,6 +73,7 @@ class ServerStatistics:
     refused: int
     kernel_drops: int | None
     clients: Sequence[ClientStatistics]
+    failed_handshakes: int = 0
 
 
 class SensorServer:
@@ -85,8 +88,9 @@ class SensorServer:
         pipeline: Entered; it takes one tensor a frame, with the batch dimension that is put in front of what comes.
         url: ``tcp://127.0.0.1:9000``, ``udp://…``, ``unix:///path`` or ``ws://host:port/path``; ``?format=json`` or
             ``?format=csv`` if devices do not speak the binary format; ``mqtt://broker/topic/+``, where each topic is a
-            client. Who reaches that address can connect, there is no password: choose 127.0.0.1, or a network where
-            everybody may.
+            client. With TLS ``tcps://…``, ``wss://…`` and ``mqtts://…``. Who reaches the address can connect, there is
+            no password: choose 127.0.0.1, a network where everybody may, or TLS with a `Tls.ca`, which lets in whose
+            certificate it has signed.
         overflow: Of each client's feed; see `Pipeline.feed`.
         max_age_s: Of each client's feed.
         capacity: Of each client's feed.
@@ -100,6 +104,7 @@ class SensorServer:
         timing: How the clients' time is translated: ``estimate``, ``synchronised`` or ``arrival``; see `Timing`.
         to_value: Makes the network's input of a message, instead of `dtype`.
         origins: Web pages, as ``https://host``, that may connect to a WebSocket.
+        tls: As for `listen`.
 
     Raises:
         ConfigurationError: Options that cannot be; the caller's fault.
@@ -121,6 +126,7 @@ class SensorServer:
         timing: str = "estimate",
         to_value: Callable[[Message], Value] | None = None,
         origins: Collection[str] = (),
+        tls: Credentials | None = None,
     ) -> None:
         if replies not in tuple(Replies):
             known = ", ".join(repr(known.value) for known in Replies)
@@ -129,6 +135,7 @@ class SensorServer:
         self._address = Address.parse(url)
         if self._address.is_dialled:
             raise ConfigurationError(f"a server cannot listen at {self._address}. Use connect() as a source there.")
+        self._tls = credentials(self._address, tls, is_server=self._address.transport != "mqtt")
         self._limits = limits or Limits()
         self._feed_options = FeedOptions.checked(overflow, max_age_s, 1 if capacity is None else capacity, 1)
         self._capacity = capacity
@@ -156,6 +163,7 @@ class SensorServer:
             0 if listener is None else listener.refused,
             None if listener is None else listener.kernel_drops(),
             (*self._departed.values(), *here),
+            0 if listener is None else listener.failed_handshakes,
         )
 
     async def all_left(self) -> None:
@@ -170,7 +178,7 @@ class SensorServer:
         if self._listener is not None:
             raise PipelineNotRunning("the server was entered before. Make another one.")
         self._pipeline.statistics()  # says so if the pipeline does not run, before anybody is let in
-        self._listener = Listener(self._address, self._limits, self._serve, origins=self._origins)
+        self._listener = Listener(self._address, self._limits, self._serve, tls=self._tls, origins=self._origins)
         await self._listener.open()
         return self
 

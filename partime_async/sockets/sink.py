@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from partime_async.channel import Channel, ChannelClosed, EndOfChannel
+from partime_async.client import UntrustedError
 from partime_async.errors import ConfigurationError, SinkError
 from partime_async.frame import Result
 from partime_async.offload import in_thread, to_the_end
@@ -25,6 +27,7 @@ from partime_async.sockets.limits import Limits
 from partime_async.sockets.link import Link
 from partime_async.sockets.listener import Listener
 from partime_async.sockets.reading import Reading
+from partime_async.sockets.tls import Credentials, credentials, opened
 from partime_async.sockets.wire import Clock, Kind, Message
 
 _POLICIES = (Overflow.BLOCK, Overflow.DROP_OLDEST, Overflow.DROP_NEWEST)
@@ -97,13 +100,15 @@ class SocketSink:
 
     Args:
         url: ``tcp://…``, ``udp://…``, ``unix://…``, ``ws://…`` or ``mqtt://broker/topic``, with ``?format=json`` or
-            ``?format=csv`` for readers that do not speak the binary format.
+            ``?format=csv`` for readers that do not speak the binary format; ``tcps``, ``wss`` and ``mqtts`` with TLS.
         listen: Let readers connect, and not the other way round.
         overflow: What happens when more than `capacity` results wait for a reader: ``block``, which makes `write` wait,
             ``drop_oldest`` or ``drop_newest``.
         capacity: Results that may wait for each reader.
         limits: Bounds of time and size; the largest result is `message_bytes`.
         backoff: How long to wait between two tries to connect.
+        tls: This side's certificate if it listens, or what to check the other side's against; its files may also be
+            named in the URL, with ``?cert=…&key=…`` or ``?ca=…``.
 
     Raises:
         ConfigurationError: Options that cannot be; the caller's fault.
@@ -118,19 +123,22 @@ class SocketSink:
         capacity: int = 64,
         limits: Limits | None = None,
         backoff: Backoff | None = None,
+        tls: Credentials | None = None,
     ) -> None:
         if overflow not in _POLICIES:
             raise ConfigurationError(
                 f"overflow is {overflow!r}. Use one of {', '.join(repr(known.value) for known in _POLICIES)}."
             )
         self._address = Address.parse(url)
-        if listen and self._address.scheme == "mqtt":
+        if listen and self._address.transport == "mqtt":
             raise ConfigurationError(f"nobody can connect to {self._address} but through its broker. Leave out listen.")
+        self._tls = credentials(self._address, tls, is_server=listen)
         self._limits = limits or Limits()
         self._format: Format = make_format(self._address.format, self._limits)
         self._overflow, self._capacity = Overflow(overflow), capacity
         self._backoff = backoff or Backoff()
-        self._listener = Listener(self._address, self._limits, self._serve) if listen else None
+        self._listener = Listener(self._address, self._limits, self._serve, tls=self._tls) if listen else None
+        self._distrust: UntrustedError | None = None
         self._outlets: dict[int, _Outlet] = {}
         self._past = _Past()
         self._sending: asyncio.Task[None] | None = None
@@ -159,12 +167,14 @@ class SocketSink:
 
         Raises:
             SinkError: The sink is not open; the caller's fault.
+            SinkError: The certificate of the other side is not trusted.
             StageError: The result is that of a frame that failed; it was not sent.
 
         Cancellation: safe; the result was sent, or not.
         """
         if not self._is_entered:
             raise SinkError("the sink is not open. Use it inside `async with sink:`.")
+        self._check_trust()
         if isinstance(item, Result):
             sequence = item.index if sequence is None else sequence
             captured_at = item.captured_at if captured_at is None else captured_at
@@ -202,14 +212,19 @@ class SocketSink:
         if self._listener is not None:
             await self._listener.open()
         else:
+            context = await opened(self._tls, is_server=False)
             outlet = self._outlets[0] = _Outlet(Channel(self._capacity))
-            self._sending = asyncio.get_running_loop().create_task(self._send(outlet), name="partime sink")
+            self._sending = asyncio.get_running_loop().create_task(self._send(outlet, context), name="partime sink")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Send what waits, for as long as `close_s`, and close."""
+        """Send what waits, for as long as `close_s`, and close.
+
+        Raises:
+            SinkError: The certificate of the other side is not trusted, so nothing was sent.
+        """
         self._is_entered = False
         for outlet in self._outlets.values():
             outlet.waiting.close()
@@ -218,6 +233,12 @@ class SocketSink:
                 async with asyncio.timeout(self._limits.close_s):
                     await self._sent_all()
         await to_the_end(self._close(), name="partime sink closing")
+        if error is None:
+            self._check_trust()
+
+    def _check_trust(self) -> None:
+        if self._distrust is not None:
+            raise SinkError(str(self._distrust)) from self._distrust
 
     async def _sent_all(self) -> None:
         if self._sending is not None:
@@ -242,11 +263,15 @@ class SocketSink:
 
     # -- one reader at a time -------------------------------------------------------------------------------------
 
-    async def _send(self, outlet: _Outlet) -> None:
+    async def _send(self, outlet: _Outlet, context: ssl.SSLContext | None) -> None:
         """Send what waits, over one connection after the other."""
         while True:
             try:
-                link = await dial(self._address, self._limits)
+                link = await dial(self._address, self._limits, context)
+            except UntrustedError as error:
+                self._distrust = error
+                outlet.waiting.close()  # whoever waits for room is told, too
+                return
             except OSError:
                 await asyncio.sleep(self._backoff.next_s())
                 continue

@@ -22,6 +22,7 @@ class SocketStatistics:
         refused: Connections, or datagrams over UDP, that were turned away because too many were here.
         kernel_drops: Datagrams that the kernel threw away for lack of room; None: unknown, or no datagrams.
         clients: Those that are here, and the last that have left.
+        failed_handshakes: TLS connections that came to nothing: rubbish, no trust, or too slow.
     """
 
     url: str
@@ -30,6 +31,7 @@ class SocketStatistics:
     refused: int
     kernel_drops: int | None
     clients: tuple[ClientStatistics, ...]
+    failed_handshakes: int = 0
 
 
 class SocketSource(Protocol):
@@ -60,7 +62,7 @@ def source_address(url: str, *, is_dialled: bool) -> Address:
         ConfigurationError: It is one for something else; the caller's fault.
     """
     address = Address.parse(url)
-    if address.scheme == "mqtt" and is_dialled:
+    if address.transport == "mqtt" and is_dialled:
         raise ConfigurationError(f"{address} is a topic, which anybody may send to. Use listen().")
     if address.is_dialled and not is_dialled:
         raise ConfigurationError(f"{address} asks to connect. Use connect(), or leave out ?connect.")

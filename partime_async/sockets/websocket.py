@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Collection
 from contextlib import suppress
 
 from partime_async.errors import MissingDependencyError
+from partime_async.sockets.accept import tls_server
 from partime_async.sockets.address import Address
 from partime_async.sockets.doorway import BACKLOG, Guests, stop_accepting
 from partime_async.sockets.limits import Limits
+from partime_async.sockets.tls import Credentials
 from partime_async.sockets.wire import WireError
 
 try:
@@ -124,12 +127,23 @@ class WebSocketDoor:
         address: Where, and under which path.
         limits: Of messages, and of the time a handshake may take.
         guests: Who lets them in.
+        tls: What the connections are encrypted with; None: they are not.
         origins: Web pages, as ``https://host``, that may connect. Others are refused, because any page that somebody
             opens here can reach a server on this machine.
     """
 
-    def __init__(self, address: Address, limits: Limits, guests: Guests, *, origins: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        address: Address,
+        limits: Limits,
+        guests: Guests,
+        *,
+        tls: Credentials | None = None,
+        origins: Collection[str] = (),
+    ) -> None:
         self._address, self._limits, self._guests = address, limits, guests
+        self._secure = None if tls is None else tls_server(self._protocol, tls, limits)
+        self._patience_s = limits.message_s if tls is None else limits.handshake_s + limits.message_s
         self._origins = frozenset(origins)
         self._http: web.Server | None = None
         self._server: asyncio.Server | None = None
@@ -138,6 +152,8 @@ class WebSocketDoor:
     async def open(self) -> Address:
         """Listen; see `Door`."""
         self._http = web.Server(self._request, access_log=None, keepalive_timeout=self._limits.message_s)
+        if self._secure is not None:
+            return self._address.at(await self._secure.open(self._address.host, self._address.port))
         self._server = await asyncio.get_running_loop().create_server(
             self._protocol, self._address.host, self._address.port, backlog=BACKLOG
         )
@@ -145,6 +161,11 @@ class WebSocketDoor:
 
     def kernel_drops(self) -> None:
         """Return nothing: there are no datagrams."""
+
+    @property
+    def failed_handshakes(self) -> int:
+        """How many TLS handshakes came to nothing."""
+        return 0 if self._secure is None else self._secure.failed
 
     def _protocol(self) -> asyncio.BaseProtocol:
         assert self._http is not None
@@ -156,7 +177,7 @@ class WebSocketDoor:
                 transport.abort()
 
         # aiohttp waits for ever for the first request; somebody could hold all descriptors by saying nothing.
-        asyncio.get_running_loop().call_later(self._limits.message_s, expire)
+        asyncio.get_running_loop().call_later(self._patience_s, expire)
         return protocol
 
     async def _request(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -196,23 +217,32 @@ class WebSocketDoor:
 
     def shut(self) -> None:
         """Let nobody in any more."""
+        if self._secure is not None:
+            self._secure.shut()
         if self._server is not None:
             stop_accepting(self._server)
 
     async def aclose(self) -> None:
         """Give the socket back, and cut what never became a WebSocket."""
-        if self._server is not None and self._http is not None:
+        if self._server is not None:
             self._server.close()
+        if self._secure is not None:
+            await self._secure.aclose()
+        if self._http is not None:
             self._http.pre_shutdown()
             await self._http.shutdown(self._limits.close_s)
+        if self._server is not None:
             await self._server.wait_closed()
 
 
-async def connect_websocket(url: str, limits: Limits, *, is_text: bool) -> WebSocketLink:
+async def connect_websocket(
+    url: str, limits: Limits, *, is_text: bool, context: ssl.SSLContext | None = None
+) -> WebSocketLink:
     """Open a WebSocket as a client.
 
     Raises:
         OSError: It cannot be reached, or is none.
+        SSLCertVerificationError: The server's certificate is not trusted.
 
     Cancellation: safe.
     """
@@ -224,7 +254,10 @@ async def connect_websocket(url: str, limits: Limits, *, is_text: bool) -> WebSo
                 max_msg_size=limits.message_bytes,
                 timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=limits.close_s),
                 heartbeat=limits.probe_s,
+                ssl=True if context is None else context,
             )
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise error.certificate_error from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ConnectionRefusedError(f"{error or 'timed out'}") from error
     except BaseException:

@@ -18,11 +18,12 @@ from partime_async.sources.scene import Scene
 if TYPE_CHECKING:
     from partime_async.sockets import SocketSource
 
-SOCKET = re.compile(r"(tcp|udp|unix|ws|mqtt)://.*")
+SOCKET = re.compile(r"(tcps?|udp|unix|wss?|mqtts?)://.*")
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 KNOWN = (
     "a path of a video file, 'camera', 'camera:1', 'camera:/dev/video2', 'scene', 'tcp://127.0.0.1:9000' (or udp, "
-    "unix, ws, mqtt) for devices that send there, or 'module:callable' for a source of your own"
+    "unix, ws, mqtt, and with TLS tcps, wss, mqtts) for devices that send there, or 'module:callable' for a source of "
+    "your own"
 )
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from partime_async.errors import ConfigurationError, MissingDependencyError
 
 try:
+    from aioice import Candidate, Connection
+    from aioice.stun import TransactionError, TransactionFailed
+    from aioice.turn import create_turn_endpoint
     from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy
     from aiortc.rtcicetransport import RTCIceGatherer, parse_stun_turn_uri
 except ImportError as error:
     raise MissingDependencyError("aiortc", "webrtc") from error
 
+_log = logging.getLogger(__name__)
+
 LOOPBACK_ADDRESS = "127.0.0.1"
+
+_SERVERS_S = 5.0
+"""Seconds that STUN and TURN servers get to answer."""
 
 
 class IceMode(StrEnum):
@@ -123,6 +134,8 @@ class Ice:
     def choose_addresses(self, gatherer: RTCIceGatherer) -> None:
         """Make a gatherer offer the addresses of this mode; aioice itself always leaves the loopback one out.
 
+        Gathering then raises a `ConfigurationError` if nothing but the relay may be used, and there is none.
+
         Raises:
             ConfigurationError: This version of aioice works differently, so that "this machine only" cannot be kept.
         """
@@ -133,11 +146,62 @@ class Ice:
                 raise ConfigurationError("this version of aioice cannot be kept on loopback. Install aioice 0.13.")
             return
 
-        async def chosen(component: int, addresses: list[str], timeout: int = 5) -> object:
-            own = [] if self.mode is IceMode.LOOPBACK or self.is_relay_only else addresses
-            return await gather(component, own if self.is_relay_only else [LOOPBACK_ADDRESS, *own], timeout)
+        async def chosen(component: int, addresses: list[str], timeout: float = _SERVERS_S) -> list[Candidate]:
+            near: list[Candidate] = []
+            if not self.is_relay_only:
+                near = await _without_servers(connection, gather(component, [LOOPBACK_ADDRESS], timeout))
+            if self.mode is IceMode.LOOPBACK:
+                return near
+            began = time.monotonic()
+            found: list[Candidate] = near + await gather(component, [] if self.is_relay_only else addresses, timeout)
+            if connection.turn_server is not None and not any(each.type == "relay" for each in found):
+                has_waited = time.monotonic() - began >= 0.9 * timeout  # loops round
+                self._complain(f"no answer within {timeout:g} s" if has_waited else await _refusal(connection))
+            return found
 
-        connection.get_component_candidates = chosen  # type: ignore[assignment,method-assign]
+        connection.get_component_candidates = chosen  # type: ignore[method-assign]
+
+    def _complain(self, why: str) -> None:
+        """Tell that there is no relay: a warning, as long as there are other ways."""
+        (url,) = (each.url for each in self.stun_turn if _kind(each) == "turn")
+        words = f"the TURN server {url} gave no address: {why}. Check its address, and the user name and credential."
+        if self.is_relay_only:
+            raise ConfigurationError(words)
+        _log.warning(words)
+
+
+async def _without_servers(connection: Connection, gathering: Awaitable[list[Candidate]]) -> list[Candidate]:
+    """Gather addresses without asking any server: from the loopback address none answers, which takes all the time."""
+    asked = connection.stun_server, connection.turn_server
+    connection.stun_server = connection.turn_server = None
+    try:
+        return await gathering
+    finally:
+        connection.stun_server, connection.turn_server = asked
+
+
+async def _refusal(connection: Connection) -> str:
+    """Ask a TURN server once more, and return why it gives no address; aioice keeps that to itself."""
+    assert connection.turn_server is not None
+    try:
+        async with asyncio.timeout(_SERVERS_S):
+            relay, _ = await create_turn_endpoint(
+                asyncio.DatagramProtocol,
+                connection.turn_server,
+                connection.turn_username,
+                connection.turn_password,
+                ssl=connection.turn_ssl,
+                transport=connection.turn_transport,
+            )
+    except TransactionFailed as error:
+        code, reason = error.response.attributes.get("ERROR-CODE", (0, "it refused"))
+        return f"{code} {reason}"
+    except TimeoutError:
+        return f"no answer within {_SERVERS_S:g} s"
+    except (OSError, TransactionError) as error:
+        return str(error) or type(error).__name__
+    relay.close()
+    return "it did not at first"
 
 
 def _kind(server: IceServer) -> str:

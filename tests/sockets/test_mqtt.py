@@ -7,12 +7,14 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
-from partime_async.errors import SourceError
-from partime_async.sockets import Limits, SensorServer, SocketFrame, SocketSink, listen
+from partime_async.errors import SinkError, SourceError
+from partime_async.sockets import Limits, SensorServer, SocketFrame, SocketSink, Tls, listen
+from tests.certificates import Authority, Pair
 from tests.sockets.peers import WIDTH, check, small, until, vector
 
 pytest.importorskip("aiomqtt")
@@ -29,9 +31,12 @@ def quiet() -> None:
 
 
 @asynccontextmanager
-async def broker(port: int) -> AsyncIterator[None]:
-    """Run a broker."""
-    listeners = {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}}
+async def broker(port: int, pair: Pair | None = None) -> AsyncIterator[None]:
+    """Run a broker, with TLS if it has a certificate."""
+    listener: dict[str, object] = {"type": "tcp", "bind": f"127.0.0.1:{port}"}
+    if pair is not None:
+        listener |= {"ssl": True, "certfile": str(pair.certificate), "keyfile": str(pair.key)}
+    listeners = {"default": listener}
     found = amqtt.Broker({"listeners": listeners, **CONFIG})
     await found.start()
     try:
@@ -118,3 +123,25 @@ async def test_mqtt_without_a_broker_is_an_error_without_the_password(port: int)
         await source.open()
     assert "secret" not in str(caught.value)
     await source.aclose()
+
+
+async def test_mqtt_over_tls_checks_the_certificate_of_the_broker(port: int, tmp_path: Path) -> None:
+    """Frames go through; a broker that is not trusted is refused at once, with the remedy."""
+    authority = Authority(tmp_path)
+    base, trusting = f"mqtts://127.0.0.1:{port}/a", Tls(ca=authority.ca)
+    async with broker(port, authority.issue("broker")):
+        async with listen(f"{base}?ca={authority.ca}") as source, SocketSink(base, tls=trusting) as sink:
+            await sink.write(vector(3), sequence=8)
+            assert (await anext(source)).sequence == 8
+        words = r"127\.0\.0\.1 is not trusted: .*Name the one that has signed it"
+        stranger = listen(base)
+        with pytest.raises(SourceError, match=words):
+            await stranger.open()
+        await stranger.aclose()
+        untrusting = SocketSink(base)
+        await untrusting.__aenter__()
+        await until(lambda: untrusting._distrust is not None)
+        with pytest.raises(SinkError, match=words):
+            await untrusting.write(vector(1))
+        with pytest.raises(SinkError, match=words):
+            await untrusting.__aexit__(None, None, None)
