@@ -50,7 +50,7 @@ def _teach(page: Page) -> None:
         page.keyboard.down(str(label + 1))
         page.wait_for_timeout(HELD_MS)
         page.keyboard.up(str(label + 1))
-    page.wait_for_timeout(6000)
+    page.wait_for_timeout(9000)  # all that was kept has been asked about by then
     page.evaluate("() => document.activeElement.blur()")
     page.wait_for_timeout(2000)
 

@@ -1,6 +1,6 @@
 """Run the live benchmark for longer, or only some of it: ``python -m benchmarks.live [MODE ...] [--seconds 60]``.
 
-`python -m benchmarks live live-ends` does the same with all modes, 20 s a turn.
+`python -m benchmarks live live-chromium live-ends` does the same with all modes, 20 s a turn, a browser, and all ends.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import nn
 
 import partime_async as pa
 from benchmarks.live.call import calling, figures, merged, recovery_s
+from benchmarks.live.fastrtc_peer import FASTRTC, FASTRTC_SKIPPING, FastRtc
 from benchmarks.live.networks import HICCUP, Network
 from benchmarks.live.probe import Probe
 from benchmarks.record import BenchmarkError, Measurement
@@ -37,7 +38,7 @@ class LiveSpec:
     Attributes:
         way: `OURS`, or one of the usual ones.
         network: What runs.
-        is_learning: Whether it learns, from every other frame, to repeat its input; ours alone can.
+        is_learning: Whether it learns to repeat its input, when there is time to spare; ours alone can.
         stall_s: How long it stalls once, a third into the time; 0: not at all.
         warm_up_s: How long the caller calls before it counts.
     """
@@ -51,15 +52,21 @@ class LiveSpec:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Contestant]:
         """Build the network, and choose once where to cut it."""
-        ours = self.way == OURS
-        yield _Live(self, _Ours(await asyncio.to_thread(_pipeline, self)) if ours else _Usual(self))
+        if self.way in (FASTRTC, FASTRTC_SKIPPING):
+            skips = self.way == FASTRTC_SKIPPING
+            yield _Live(self, FastRtc(self.network, skips_frames=skips, warm_up_s=self.warm_up_s))
+        else:
+            ours = self.way == OURS
+            yield _Live(self, _Ours(await asyncio.to_thread(_pipeline, self)) if ours else _Usual(self))
 
 
 def _pipeline(spec: LiveSpec) -> pa.Pipeline:
     module, frame = spec.network.module(), spec.network.example()
     learner = None
     if spec.is_learning:
-        learner = pa.Learner(nn.functional.mse_loss, partial(torch.optim.SGD, lr=_LEARNING_RATE))
+        # A lag of two hides what lessons here and there would have the stages wait for.
+        rule = pa.UpdateRule("stash", lag=2)
+        learner = pa.Learner(nn.functional.mse_loss, partial(torch.optim.SGD, lr=_LEARNING_RATE), rule=rule)
         module.train()
     # Recorded as one call, a stage would not ask its first layer whether to stall.
     device = pa.CpuDevice(niceness=NICENESS)
@@ -69,7 +76,7 @@ def _pipeline(spec: LiveSpec) -> pa.Pipeline:
 
 
 class _Live:
-    def __init__(self, spec: LiveSpec, server: _Ours | _Usual) -> None:
+    def __init__(self, spec: LiveSpec, server: _Ours | _Usual | FastRtc) -> None:
         self.facts: Mapping[str, str] = {}
         self._spec, self._server = spec, server
 
@@ -152,7 +159,8 @@ class _Ours:
         size = _side(self._pipeline)
         async with webrtc_frames(video, size=(size, size)) as frames:
             self._frames = frames
-            async for result in self._pipeline.stream(self._taught(frames), overflow="latest"):
+            learn = "spare" if self._pipeline.statistics().learning is not None else "always"
+            async for result in self._pipeline.stream(self._taught(frames), overflow="latest", learn=learn):
                 frame = result.context
                 assert isinstance(frame, pa.SourceFrame)
                 assert frame.image is not None
@@ -160,10 +168,8 @@ class _Ours:
 
     async def _taught(self, frames: AsyncIterator[pa.SourceFrame]) -> AsyncIterator[pa.SourceFrame]:
         is_learning = self._pipeline.statistics().learning is not None
-        turn = 0
         async for frame in frames:
-            turn += 1
-            yield replace(frame, target=frame.value) if is_learning and turn % 2 else frame
+            yield replace(frame, target=frame.value) if is_learning else frame
 
     async def _echo(self) -> None:
         channel = await self._peer.channel("echo")

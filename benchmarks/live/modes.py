@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from benchmarks.live.contestants import EXECUTOR, IN_RECV, NICENESS, OURS, RELAY, LiveSpec
+from benchmarks.live.fastrtc_peer import FASTRTC, FASTRTC_SKIPPING, is_installed
 from benchmarks.live.networks import HEAVY, LIGHT, LIGHT_STALLING, TINY, TINY_STALLING, Network
 from benchmarks.record import Report, Round
 from benchmarks.rounds import Pace, interleave, say
@@ -39,7 +40,8 @@ class Mode:
     stall_s: float = 0.0
 
 
-_ALL_WAYS = (OURS, IN_RECV, EXECUTOR, RELAY)
+_FASTRTC_WAYS = (FASTRTC, FASTRTC_SKIPPING)
+_ALL_WAYS = (OURS, IN_RECV, EXECUTOR, RELAY, *_FASTRTC_WAYS)
 _EVERYWHERE = {"lag_p99_ms": 6.0, "round_trip_p50_ms": 2.0}
 
 MODES = {
@@ -102,7 +104,8 @@ def _mode(name: str, mode: Mode, network: Network, pace: Pace, settings: Setting
     with ExitStack() as stack:
         # A process each: thread counts, and what a way leaves behind, stick to a process. One for all is quicker.
         shared = stack.enter_context(Worker()) if settings.is_quick else None
-        workers = {way: shared or stack.enter_context(Worker()) for way in mode.ways}
+        ways = [way for way in mode.ways if is_installed() or way not in _FASTRTC_WAYS]
+        workers = {way: shared or stack.enter_context(Worker()) for way in ways}
         for way, worker in workers.items():
             spec = LiveSpec(way, network, is_learning=mode.is_learning, stall_s=mode.stall_s)
             if settings.is_quick:
@@ -120,9 +123,14 @@ def _table(report: Report, name: str) -> str:
     columns = {**_COLUMNS, **_EXTRA_COLUMNS.get(name, {})}
     facts = report.facts[name]
     head = f"{label(report, name)}: {facts['network']}, {facts['one core, ms']} ms on one core"
-    ways = [way for way in mode.ways if all(way in each.samples for each in rounds)]
-    rows = [[way, *(_cell(rounds, mode, way, column) for column in columns)] for way in ways]
+    rows = [_row(rounds, mode, way, list(columns)) for way in mode.ways]
     return table([head, *columns.values()], rows)
+
+
+def _row(rounds: Sequence[Round], mode: Mode, way: str, columns: Sequence[str]) -> list[str]:
+    if not all(way in each.samples for each in rounds):
+        return [way, "not installed", *[""] * (len(columns) - 1)]
+    return [way, *(_cell(rounds, mode, way, column) for column in columns)]
 
 
 def _cell(rounds: Sequence[Round], mode: Mode, way: str, column: str) -> str:

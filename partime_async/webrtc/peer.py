@@ -15,6 +15,7 @@ from partime_async.webrtc.closing import CloseReason, shut
 from partime_async.webrtc.description import Description, read
 from partime_async.webrtc.ice import Ice
 from partime_async.webrtc.negotiation import apply, attach, decline_audio, describe
+from partime_async.webrtc.playout import hasten
 from partime_async.webrtc.pulse import Pulse
 from partime_async.webrtc.reception import Reception
 from partime_async.webrtc.track import PictureTrack
@@ -125,6 +126,7 @@ class Peer:
         self._agree()
         await self._do(apply(self._connection, session))
         decline_audio(self._connection)
+        hasten(self._connection, session)
         attach(self._connection, session, self._to_send)
         await self._do(describe(self._connection, self._ice))
         self._watch()
@@ -348,6 +350,7 @@ class Peer:
                 channel.end()
             if self._step is not None:
                 await asyncio.wait([self._step], timeout=self._close_timeout_s)
+                self._step = None  # what it raised knows this peer
             receptions = [video.intake.reception for video in self._intakes if video.intake.reception is not None]
             tracks = [each.sender.track for each in self._connection.getTransceivers()]
             await shut(self._connection, receptions, self._close_timeout_s)

@@ -71,7 +71,8 @@ class Memory:
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)  # choices of pictures, no secrets
-        self._turn = 0
+        # Apart: taken in turns of three, one count for both would ask about every third examination only.
+        self._lessons = self._exams = 0
         self.drawers = [Drawer() for _ in range(CLASSES)]
 
     def is_for_exam(self, label: int) -> bool:
@@ -118,8 +119,8 @@ class Memory:
         others = [label for label in known if label != instead_of] or known
         if not others:
             return None
-        self._turn += 1
-        label = others[self._turn % len(others)]
+        self._lessons += 1
+        label = others[self._lessons % len(others)]
         return label, self._random.choice(self.drawers[label].rehearsed)
 
     def exam(self) -> tuple[int, Exam] | None:
@@ -127,8 +128,8 @@ class Memory:
         exams = [(label, exam) for label, drawer in enumerate(self.drawers) for exam in drawer.exams]
         if not exams:
             return None
-        self._turn += 1
-        return exams[self._turn % len(exams)]
+        self._exams += 1
+        return exams[self._exams % len(exams)]
 
     def forget(self, label: int) -> None:
         """Forget everything about a class."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from partime_async.frame import Result, SourceFrame
 from partime_async.iteration import AsyncFrames
+from partime_async.overflow import Learn
 from partime_async.picture import Image
 from partime_async.serve.demo.desk import Desk
 from partime_async.serve.demo.engine import Engine, Recipe
@@ -71,6 +72,8 @@ class PredictShow(Show):
         guess: Of the guess that nothing changes, likewise.
         surprise: How unusual the errors are, and where.
     """
+
+    learn = Learn.SPARE  # every picture is a lesson: the video must not stand still for them
 
     def __init__(self, engine: Engine, open_source: Callable[[], AsyncFrames[SourceFrame]], *, name: str) -> None:
         super().__init__(engine, open_source, name=name)

@@ -15,6 +15,7 @@ from partime_async.errors import FrameError
 from partime_async.feed import Feed
 from partime_async.frame import Result, SourceFrame
 from partime_async.iteration import AsyncFrames
+from partime_async.overflow import Learn
 from partime_async.picture import Image
 from partime_async.serve.client import Client
 from partime_async.serve.demo.engine import Engine, Generation
@@ -32,9 +33,12 @@ class Show(ABC):
         name: Of its thread.
 
     Attributes:
+        learn: Which of its frames are learned from; see `Pipeline.feed`.
         watchers: Who gets the pictures.
         meter: How many frames came and went, and how old they were.
     """
+
+    learn = Learn.ALWAYS
 
     def __init__(self, engine: Engine, open_source: Callable[[], AsyncFrames[SourceFrame]], *, name: str) -> None:
         self.watchers: set[Client] = set()
@@ -120,7 +124,7 @@ class Show(ABC):
     async def _read(self, generation: Generation) -> None:
         """Read one pipeline's results until another one has taken over, and these have all come."""
         with generation.used() as pipeline:
-            async with pipeline.feed(overflow="latest") as feed:
+            async with pipeline.feed(overflow="latest", learn=self.learn) as feed:
                 before, self._feed = self._feed, feed
                 self._is_fed.set()
                 self.meter.follow(feed)

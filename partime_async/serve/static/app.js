@@ -116,7 +116,11 @@ function choose({ name = mode.name, source = mode.source }) {
 
 // -- what comes ---------------------------------------------------------------------------------------------------
 
-link.addEventListener("state", ({ detail }) => show(detail.state, detail.text));
+link.addEventListener("state", ({ detail }) => {
+  show(detail.state, detail.text);
+  // Without a connection none of these does anything.
+  for (const each of document.querySelectorAll(".side, .controls, .looks, #stranger")) each.inert = detail.state !== "live";
+});
 link.addEventListener("track", ({ detail }) => {
   $("video").srcObject = detail;
   $("video").play().catch(() => {}); // muted videos may always play; one that is replaced meanwhile says so here
@@ -170,7 +174,11 @@ function takeState(said) {
 
 function takeTeaching(t) {
   const winner = classes.take(t);
-  $("accuracy").textContent = t.acc === null ? "–" : `${Math.round(100 * t.acc)}%`;
+  const step = classes.nextStep(mode.source);
+  $("coach").hidden = step === null;
+  if (step !== null) setText($("coach"), step);
+  // Of one class there is nothing to get wrong.
+  $("accuracy").textContent = t.acc === null || classes.taught < 2 ? "–" : `${Math.round(100 * t.acc)}%`;
   const verdict = $("verdict");
   verdict.hidden = winner === null;
   if (winner) {
@@ -255,7 +263,7 @@ $("reset").addEventListener("click", ({ currentTarget }) => {
     calm(currentTarget);
   } else {
     currentTarget.dataset.sure = "yes";
-    currentTarget.textContent = "Forget all that was learned?";
+    currentTarget.textContent = "Forget it all?";
     currentTarget.timer = setTimeout(() => calm(currentTarget), 3000);
   }
 });

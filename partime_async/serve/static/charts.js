@@ -90,6 +90,8 @@ class Chart {
 
   draw() {
     this.plot.setData(this.data);
+    // A logarithm has no 0: until something is learned there is nothing to draw.
+    this.figure.classList.toggle("empty", this.data.slice(1).every((row) => row.every((number) => number === null)));
     this.values.forEach(({ number }, place) => {
       const value = this.numbers?.[place];
       number.textContent = value === null || value === undefined ? "–" : short(value);

@@ -41,7 +41,7 @@ export class Classes {
     let winner = null;
     for (const [label, card] of this.cards) {
       const share = t.p[label] ?? 0;
-      const isTaught = t.n[label] > 0;
+      const isTaught = (card.isTaught = t.n[label] > 0);
       card.fill.style.transform = `scaleX(${share / 100})`;
       card.bar.setAttribute("aria-valuenow", share);
       card.share.textContent = isTaught && isKnown ? `${share}%` : "–";
@@ -52,9 +52,23 @@ export class Classes {
       const kept = t.keep[label];
       card.album.setAttribute("aria-label", kept === null ? "No pictures kept yet" : `${kept}% of the kept pictures are still right`);
     }
-    const taught = [...this.cards.keys()].filter((label) => t.n[label] > 0).length;
-    for (const [label, card] of this.cards) card.element.classList.toggle("winner", taught > 1 && label === winner);
-    return taught > 1 && winner !== null ? { label: winner, name: this.cards.get(winner).name.value, share: t.p[winner] } : null;
+    const isChoice = this.taught > 1;
+    for (const [label, card] of this.cards) card.element.classList.toggle("winner", isChoice && label === winner);
+    return isChoice && winner !== null ? { label: winner, name: this.cards.get(winner).name.value, share: t.p[winner] } : null;
+  }
+
+  /** How many classes were taught already. */
+  get taught() {
+    return [...this.cards.values()].filter((card) => card.isTaught).length;
+  }
+
+  /** Return what to do first, in words, until two classes are taught; then null. */
+  nextStep(source) {
+    const next = [...this.cards.values()].find((card) => !card.isTaught);
+    if (this.isFrozen || !next || this.taught > 1) return null;
+    const name = next.name.value;
+    if (!this.taught) return `Hold ${name} for a few seconds while ${source === "camera" ? "you show the first thing" : "this look is on"}.`;
+    return `Now ${source === "camera" ? "show something else" : "choose another look under the video"}, and hold ${name}.`;
   }
 
   /** Draw the kept pictures of one class. */
@@ -131,6 +145,7 @@ export class Classes {
     element.dataset.label = label;
     const card = {
       element,
+      isTaught: false,
       name: find(".class-name"),
       share: find(".class-share"),
       bar: find(".bar"),

@@ -1,4 +1,4 @@
-"""A clip for Chromium's fake camera: two real scenes in turn, and telling which of them is on."""
+"""A clip for Chromium's fake camera: two real scenes in turn, grey in between, and telling which of them is on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ import numpy.typing as npt
 Image = npt.NDArray[np.uint8]
 
 FRAME_RATE = 30
-SCENE_S = 4
+SCENE_S = 3
 """Seconds of each scene; the clip loops."""
+
+PAUSE_S = 0.5
+"""Seconds of grey after each scene: whoever lets go of a button late teaches grey, and not the other scene."""
+
+NO_SCENE = 2
+"""What `scene_of` calls the grey."""
 
 SIZE = (320, 240)
 _SMALL = (16, 12)
@@ -43,8 +49,12 @@ def frames(clip: Path, count: int) -> list[Image]:
 
 
 def write_clip(path: Path, folder: Path) -> list[npt.NDArray[np.float32]]:
-    """Write the clip, and return tiny pictures of each scene to tell them by, ``(pictures, height, width, 3)``."""
+    """Write the clip, and return tiny pictures of each scene, and of the grey, to tell them by.
+
+    Each is ``(pictures, height, width, 3)``.
+    """
     count = SCENE_S * FRAME_RATE
+    grey = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
     known = []
     with av.open(str(path), "w", format="mjpeg") as container:
         stream = container.add_stream("mjpeg", rate=Fraction(FRAME_RATE))
@@ -54,12 +64,12 @@ def write_clip(path: Path, folder: Path) -> list[npt.NDArray[np.float32]]:
         for name in CLIPS:
             pictures = frames(folder / name, count)
             known.append(np.stack([tiny(picture) for picture in pictures[::3]]))
-            for picture in pictures:
+            for picture in [*pictures, *[grey] * round(PAUSE_S * FRAME_RATE)]:
                 container.mux(
                     stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p"))
                 )
         container.mux(stream.encode(None))
-    return known
+    return [*known, tiny(grey)[None]]
 
 
 def tiny(picture: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Page, Playwright, sync_playwright
 
 from tests.serve.demo.browser import CHROMIUM, chromium, demo_server, number, wait_live
-from tests.serve.demo.camera_clip import SCENE_S, data_folder, scene_of, write_clip
+from tests.serve.demo.camera_clip import FRAME_RATE, NO_SCENE, PAUSE_S, SCENE_S, data_folder, scene_of, write_clip
 
 pytestmark = [
     pytest.mark.browser,
@@ -26,28 +26,33 @@ pytestmark = [
 ]
 
 TAUGHT_FRAMES = 90
-"""Of each scene, which lasts for 120 of them."""
+"""That have to be learned of each scene: as many as there are in it."""
 
-_WATCH = """async seconds => {
+ASKED_FRAMES = 50
+"""Of each scene, that are asked about afterwards."""
+
+PASSES = 10
+"""How often both scenes may come until that many have been seen: a busy machine leaves most of them out."""
+
+_WATCH = """async count => {
     const video = document.getElementById("video");
     const verdict = document.getElementById("verdict");
     const canvas = Object.assign(document.createElement("canvas"), {width: 16, height: 12});
     const context = canvas.getContext("2d", {willReadFrequently: true});
     context.imageSmoothingQuality = "high";
     const samples = [];
-    const until = performance.now() + 1000 * seconds;
-    do {
+    while (samples.length < Math.max(1, count)) {
+        if (count) await new Promise(done => video.requestVideoFrameCallback(done));
         context.drawImage(video, 0, 0, 16, 12);
         const label = verdict.hidden ? -1 : Number(verdict.dataset.label);
         samples.push([label, ...context.getImageData(0, 0, 16, 12).data]);
-        await new Promise(done => setTimeout(done, 50));
-    } while (performance.now() < until);
+    }
     return samples;
 }"""
-"""Returns, for every 50 ms, the answer and the pixels of a tiny picture."""
+"""Returns, for so many pictures of the video as they come, or for the one that is there, the answer and tiny pixels."""
 
-_SETTLED = 12
-"""Samples after a change of scene that do not count: the answer comes over the telemetry, ten times a second."""
+_SETTLED = 15
+"""Pictures after a change of scene that do not count: the answer comes over the telemetry, ten times a second."""
 
 
 @dataclass(slots=True)
@@ -59,16 +64,18 @@ class Visit:
         process: The demo's server.
         known: Tiny pictures of each scene.
         complaints: What the page wrote to the console, and what went wrong in it.
+        ended: Which scene has just ended; None: that is not known.
     """
 
     page: Page
     process: subprocess.Popen[str]
     known: list[np.ndarray]
     complaints: list[str]
+    ended: int | None = None
 
-    def watch(self, seconds: float) -> list[tuple[int, int]]:
-        """Return scenes and answers for a while, or one of each."""
-        samples = np.array(self.page.evaluate(_WATCH, seconds))
+    def watch(self, count: int) -> list[tuple[int, int]]:
+        """Return scenes and answers for so many pictures; 0: for the one that is there."""
+        samples = np.array(self.page.evaluate(_WATCH, count))
         pictures = samples[:, 1:].reshape(-1, 12, 16, 4)[..., :3].astype(np.float32)
         scenes = [scene_of(picture, self.known) for picture in pictures]
         return list(zip(scenes, samples[:, 0].tolist(), strict=True))
@@ -77,37 +84,43 @@ class Visit:
         """Return which scene the page shows."""
         return self.watch(0)[0][0]
 
-    def wait_scene(self, wanted: int) -> None:
-        """Wait until a scene begins."""
-        self.page.wait_for_function("() => document.getElementById('video').videoWidth > 0")
-        deadline = time.monotonic() + 6 * SCENE_S
-        for is_on in (False, True):
-            while (self.scene() == wanted) is not is_on:
-                assert time.monotonic() < deadline, f"scene {wanted} never came"
-                self.page.wait_for_timeout(50)
-
     def teach(self, label: int) -> None:
-        """Hold the button of a class for as long as its scene is on."""
+        """Hold the button of a class from the end of the other scene to the end of its own."""
+        self.page.wait_for_function("() => document.getElementById('video').videoWidth > 0")
+        if self.ended != 1 - label:
+            self._until(1 - label, is_on=True)
+            self._until(1 - label, is_on=False)
+        # Pressed while all is grey, it misses nothing of the scene.
         self.page.keyboard.down(str(label + 1))
-        deadline = time.monotonic() + 3 * SCENE_S
-        while self.scene() == label:
-            assert time.monotonic() < deadline, "the scene never ends"
-            self.page.wait_for_timeout(50)
+        self._until(label, is_on=True)
+        self._until(label, is_on=False)
         self.page.keyboard.up(str(label + 1))
+        self.ended = label
 
-    @property
-    def taught(self) -> float:
-        """How many frames the less taught of both classes was shown."""
-        return min(number(self.page, f'.class[data-label="{label}"] .hold small') or 0 for label in (0, 1))
+    def taught(self, label: int) -> float:
+        """How many frames of a class were learned, as the page says."""
+        return number(self.page, f'.class[data-label="{label}"] .hold small') or 0
 
-    def answers(self, seconds: float) -> list[tuple[int, int]]:
-        """Return scenes and answers for a while, but for the moments after a scene began."""
-        samples = self.watch(seconds)
-        return [
-            samples[place]
-            for place in range(_SETTLED, len(samples))
-            if len({scene for scene, _ in samples[place - _SETTLED : place + 1]}) == 1
-        ]
+    def answers(self) -> list[tuple[int, int]]:
+        """Return scenes and answers of enough pictures of each scene, but for the first ones after a scene began."""
+        pairs: list[tuple[int, int]] = []
+        for _ in range(PASSES):
+            samples = self.watch(round((SCENE_S + PAUSE_S) * FRAME_RATE))
+            pairs += [
+                samples[place]
+                for place in range(_SETTLED, len(samples))
+                if len({scene for scene, _ in samples[place - _SETTLED : place + 1]}) == 1
+            ]
+            pairs = [pair for pair in pairs if pair[0] != NO_SCENE]
+            if min(sum(scene == label for scene, _ in pairs) for label in (0, 1)) >= ASKED_FRAMES:
+                break
+        return pairs
+
+    def _until(self, label: int, *, is_on: bool) -> None:
+        deadline = time.monotonic() + 6 * (SCENE_S + PAUSE_S)
+        while (self.scene() == label) is not is_on:
+            assert time.monotonic() < deadline, f"scene {label} is never {'on' if is_on else 'over'}"
+            self.page.wait_for_timeout(50)
 
 
 @pytest.fixture(scope="module")
@@ -151,22 +164,22 @@ def test_page_opened_shows_the_scene_without_a_camera(page: Page) -> None:
 
 
 def test_page_taught_two_scenes_by_camera_tells_them_apart(visit: Visit, page: Page, tmp_path: Path) -> None:
-    """After each button was held while its scene was on, both are recognised at the next pass."""
+    """After each button was held while its scene was on, until enough was learned, both are recognised."""
     page.click("#source-camera")
     wait_live(page)
     page.fill('.class[data-label="0"] .class-name', "Passenger")
     page.press('.class[data-label="0"] .class-name', "Enter")
-    for _ in range(5):  # once, but for a machine that is busy with other things
-        visit.wait_scene(0)
-        visit.teach(0)
-        visit.teach(1)  # which follows at once
-        if visit.taught >= TAUGHT_FRAMES:
+    for _ in range(PASSES):
+        for label in (0, 1):
+            visit.teach(label)
+        if min(map(visit.taught, (0, 1))) >= TAUGHT_FRAMES:
             break
-    pairs = visit.answers(2.2 * SCENE_S)
+    assert min(map(visit.taught, (0, 1))) >= TAUGHT_FRAMES
+    pairs = visit.answers()
     right = sum(scene == answer for scene, answer in pairs)
     page.screenshot(path=tmp_path / "taught.png", full_page=True)
-    assert {scene for scene, _ in pairs} == {0, 1}
-    assert right / len(pairs) >= 0.75, [(pair, len([*run])) for pair, run in groupby(pairs)]
+    assert min(sum(scene == label for scene, _ in pairs) for label in (0, 1)) >= ASKED_FRAMES
+    assert right / len(pairs) >= 0.95, [(pair, len([*run])) for pair, run in groupby(pairs)]
     assert "Passenger" in page.locator(".class-name").evaluate_all("all => all.map(each => each.value)")
     assert page.locator(".kept").count() >= 8
     assert page.locator('.kept[data-mark="r"]').count() >= 0.75 * page.locator(".kept").count()

@@ -74,6 +74,22 @@ def test_memory_exams_take_turns_and_tell_the_retention() -> None:
     assert drawer.retention == 0.5
 
 
+def test_memory_examined_between_rehearsals_asks_about_every_picture() -> None:
+    """Two rehearsals for each question, as the service has them, leave no picture out."""
+    memory = Memory()
+    for label in (0, 1, 2):
+        teach(memory, label, EXAM_EVERY * EXAMS)
+    count = 3 * EXAMS
+    asked = set()
+    for _ in range(count):
+        memory.lesson(instead_of=None)
+        memory.lesson(instead_of=None)
+        chosen = memory.exam()
+        assert chosen is not None
+        asked.add(id(chosen[1]))
+    assert len(asked) == count
+
+
 def test_memory_restored_is_as_it_was_and_stays_apart_from_the_copy() -> None:
     """Going back to a copy brings the pictures back, and what comes later does not change the copy."""
     memory = Memory()
