@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import clients, hop, latency, machine, memory, scaling, sockets, throughput, throughput_cuda
+from benchmarks import clients, hop, latency, machine, memory, scaling, soak, sockets, throughput, throughput_cuda
 from benchmarks.learning import catalogue as learning
 from benchmarks.live import catalogue as live
 from benchmarks.readme import replace_table
@@ -30,6 +30,7 @@ BENCHMARKS = {
     **live.BENCHMARKS,
     "sockets": Benchmark("devices that send over sockets", sockets.run, sockets.tables),
     **clients.BENCHMARKS,
+    **soak.BENCHMARKS,
 }
 ON_CUDA = {
     "throughput": Benchmark("frames/s of stages on one GPU", throughput_cuda.run, throughput_cuda.tables),

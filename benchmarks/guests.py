@@ -142,6 +142,12 @@ def _masked(opcode: int, payload: bytes) -> bytes:
 
 # -- all sorts -----------------------------------------------------------------------------------------------------
 
+SORTS = (
+    *("program", "program that crashes", "program that never reads", "program of rubbish", "raw bytes"),
+    *("camera", "camera that crashes", "offer alone", "offer of rubbish"),
+)
+"""Of visits."""
+
 
 class Crowd:
     """Visits of all sorts, at random.
@@ -150,24 +156,20 @@ class Crowd:
         session: For HTTP and WebSockets.
         url: The server.
         seed: Of the choices.
+        longest_s: How long one that never reads stays at most, and for half of that on average.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, seed: int) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, seed: int, *, longest_s: float = 3.0) -> None:
         self.counts: Counter[str] = Counter()
         self._session = session
         self._url = url
         self._random = random.Random(seed)
-        self._sorts: dict[str, Callable[[], Awaitable[None]]] = {
-            "program": self._program,
-            "program that crashes": self._crash,
-            "program that never reads": self._deaf,
-            "program of rubbish": self._rubbish,
-            "raw bytes": self._raw,
-            "camera": self._camera,
-            "camera that crashes": self._camera_crash,
-            "offer alone": self._offer_alone,
-            "offer of rubbish": self._offer_rubbish,
-        }
+        self._longest_s = longest_s
+        visits: tuple[Callable[[], Awaitable[None]], ...] = (
+            *(self._program, self._crash, self._deaf, self._rubbish, self._raw),
+            *(self._camera, self._camera_crash, self._offer_alone, self._offer_rubbish),
+        )
+        self._sorts = dict(zip(SORTS, visits, strict=True))
 
     async def run(self, seconds: float) -> None:
         """Come and go, some at a time, until the time is up."""
@@ -175,12 +177,15 @@ class Crowd:
 
         async def one() -> None:
             while time.monotonic() < end:
-                sort = self._random.choice(list(self._sorts))
-                self.counts[sort] += 1
-                with suppress(*_EXPECTED):
-                    await self._sorts[sort]()
+                await self.visit(self._random.choice(SORTS))
 
         await asyncio.gather(*(one() for _ in range(_AT_A_TIME)))
+
+    async def visit(self, sort: str) -> None:
+        """Come once, as one of `SORTS`, and go."""
+        self.counts[sort] += 1
+        with suppress(*_EXPECTED):
+            await self._sorts[sort]()
 
     async def _program(self) -> None:
         async with self._session.ws_connect(f"{self._url}api/stream") as socket:
@@ -202,12 +207,15 @@ class Crowd:
     async def _deaf(self) -> None:
         _, writer = await _upgraded(self._url)
         text = json.dumps({"values": [0.0] * WIDTH}).encode()
-        end = time.monotonic() + self._random.random() * 3.0
-        while time.monotonic() < end:
-            writer.write(_masked(0x81, text))
-            async with asyncio.timeout(1.0):
-                await writer.drain()
-        writer.transport.abort()
+        end = time.monotonic() + self._random.random() * self._longest_s
+        try:
+            while time.monotonic() < end:
+                writer.write(_masked(0x81, text))
+                async with asyncio.timeout(1.0):
+                    await writer.drain()
+                await asyncio.sleep(0)
+        finally:
+            writer.transport.abort()
 
     async def _rubbish(self) -> None:
         async with self._session.ws_connect(f"{self._url}api/stream") as socket:

@@ -109,12 +109,13 @@ class Worker:
         self.wait_until_ready()
         with suppress(OSError):  # receiving says what happened
             self._connection.send(request)
-        return self._receive(repr(request.name))
+        return self._receive(repr(request.name), 2.0 * request.seconds if isinstance(request, _Run) else 0.0)
 
-    def _receive(self, what: str) -> object:
-        reply: object = _Failure(f"no answer within {_PATIENCE_S:g} s")
+    def _receive(self, what: str, seconds: float = 0.0) -> object:
+        patience_s = _PATIENCE_S + seconds
+        reply: object = _Failure(f"no answer within {patience_s:g} s")
         try:
-            if self._connection.poll(_PATIENCE_S):
+            if self._connection.poll(patience_s):
                 reply = self._connection.recv()
         except (EOFError, OSError) as error:
             reply = _Failure(f"its process ended: {error!r}")

@@ -74,11 +74,12 @@ class HeadService(SharedPipeline):
         self._kept: OrderedDict[str, Mapping[str, Tensor]] = OrderedDict()
         self._owners: dict[str, tuple[Client, asyncio.Event]] = {}
         self._count = 0
+        self._takes_targets = False
 
     async def _prepare(self) -> None:
         # What is wrong with the head is found now, and the first client need not wait for what is only done once.
-        async with self._head(None):
-            pass
+        async with self._head(None) as head:
+            self._takes_targets = self._takes_targets_of(head)
 
     def describe(self) -> Mapping[str, object]:
         """Say what it takes and what it does."""
@@ -88,7 +89,7 @@ class HeadService(SharedPipeline):
             **described(self._example),
             "heads": self._heads,
             "learns": self._learner is not None,
-            "takes_targets": self._learner is not None and self._teach is None,
+            "takes_targets": self._takes_targets,
         }
 
     def pipelines(self) -> Mapping[str, Pipeline]:
@@ -108,7 +109,7 @@ class HeadService(SharedPipeline):
             self._feed(client) as first,
             head.feed() as second,
         ):
-            await self._session(client, [first, second]).run()
+            await self._session(client, [first, second], taught=head).run()
 
     @asynccontextmanager
     async def _ownership(self, client: Client) -> AsyncIterator[None]:

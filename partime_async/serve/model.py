@@ -22,7 +22,9 @@ class ModelService(SharedPipeline):
 
     With a learner in the pipeline every client's frames teach the one network, in the order of their admission; frames
     without a target teach nothing. A client can set the target of its coming frames with the command
-    ``{"type": "target", "label": 2}`` or ``"values": [...]``, and ``{"type": "target"}`` ends that.
+    ``{"type": "target", "label": 2}`` or ``"values": [...]``, and ``{"type": "target"}`` ends that. A program can also
+    send the target of an earlier frame, within the learner's `label_delay` of all clients' frames together:
+    ``{"type": "label", "sequence": 7, "label": 2}``, or a TARGET message behind its frame.
 
     Args:
         pipeline: Not entered yet: the service enters it and leaves it.
@@ -46,10 +48,11 @@ class ModelService(SharedPipeline):
     ) -> None:
         super().__init__(pipeline, example, teach=teach, to_target=to_target, max_age_s=max_age_s)
         self._summary = summary
-        self._learns = False
+        self._learns = self._takes_targets = False
 
     async def _prepare(self) -> None:
         self._learns = self._pipeline.statistics().learning is not None
+        self._takes_targets = self._takes_targets_of(self._pipeline)
 
     def describe(self) -> Mapping[str, object]:
         """Say what it takes and what it does."""
@@ -58,7 +61,7 @@ class ModelService(SharedPipeline):
             "summary": self._summary,
             **described(self._example),
             "learns": self._learns,
-            "takes_targets": self._learns and self._teach is None,
+            "takes_targets": self._takes_targets,
         }
 
     def pipelines(self) -> Mapping[str, Pipeline]:
@@ -72,4 +75,4 @@ class ModelService(SharedPipeline):
             PartimeError: The pipeline has stopped.
         """
         async with self._feed(client) as feed:
-            await self._session(client, [feed]).run()
+            await self._session(client, [feed], taught=self._pipeline).run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +17,7 @@ from partime_async.frame import Result, SourceFrame, Value
 from partime_async.iteration import aiter_frames
 from partime_async.learning.statistics import LossMeter
 from partime_async.serve.client import Client, ClientKind
+from partime_async.serve.late import Label, LateTargets
 from partime_async.sinks import Renderer
 from partime_async.webrtc.worker import Worker
 
@@ -42,6 +43,8 @@ class Session:
         teach: Gives frames their targets; None: they have those that the client sent, or none.
         to_target: Makes a loss's target of a tensor that the client sent without a batch dimension.
         painter: Draws pictures of results, for clients that see a video.
+        label: Takes targets of earlier frames, by their numbers in the last feed's pipeline; None: nothing learns from
+            what clients say.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Session:
         teach: Teach | None,
         to_target: Callable[[Tensor], Value],
         painter: Worker,
+        label: Label | None,
     ) -> None:
         self._client = client
         self._feeds = feeds
@@ -63,6 +67,7 @@ class Session:
         self._renderer = Renderer()
         self._target: Value | None = None
         self._losses = LossMeter()
+        self._late = LateTargets(label)
 
     async def run(self) -> None:
         """Move frames and results until the client leaves.
@@ -136,6 +141,8 @@ class Session:
             assert isinstance(frame, SourceFrame)
             if result.loss is not None:
                 self._losses.record(result.loss)
+            if isinstance(sequence := getattr(frame, "sequence", None), int):
+                await self._learn_late(sequence, self._late.result(sequence, result.index))
             if result.error is not None:
                 self._failed(result)
             elif client.kind is ClientKind.WEBSOCKET:
@@ -145,6 +152,13 @@ class Session:
                 picture = await self._painter.run(partial(self._renderer.render, result.output, frame.image))
                 client.show(picture, captured_at=result.captured_at)
                 client.delivered(result)
+
+    async def _learn_late(self, sequence: int, learning: Awaitable[None]) -> None:
+        """Tell the client if a target that came behind its frame is of no use: no fault of what it sends otherwise."""
+        try:
+            await learning
+        except FrameError as error:
+            self._client.tell({"type": "unlearned", "sequence": sequence, "error": str(error)})
 
     def _failed(self, result: Result) -> None:
         said = {"type": "failed", "sequence": getattr(result.context, "sequence", None), "error": str(result.error)}
@@ -160,7 +174,10 @@ class Session:
         """Do what the client commands; all of it concerns this client alone."""
         async for command in self._client.commands():
             try:
-                self._do(command)
+                if command.get("type") == "label":
+                    await self._label(command)
+                else:
+                    self._do(command)
             except PartimeError as error:
                 self._client.refuse(str(error))
             else:
@@ -176,10 +193,26 @@ class Session:
             case "ping":
                 self._client.reply({"type": "pong", "at": command.get("at")})
             case other:
-                raise FrameError(f"no command {other!r:.40}. Send target, reset or ping.")
+                raise FrameError(f"no command {other!r:.40}. Send target, label, reset or ping.")
+
+    async def _label(self, command: dict[str, object]) -> None:
+        """Take the target of a frame that the client sent before.
+
+        Raises:
+            FrameError: It names no frame, or no target; the client's fault.
+        """
+        if self._client.kind is ClientKind.WEBRTC:
+            raise FrameError("a camera's frames have no numbers. Send target, for the frames from now on.")
+        sequence, target = command.get("sequence"), command.get("target")
+        if not isinstance(sequence, int) or isinstance(sequence, bool):
+            raise FrameError(f"the frame to label is {sequence!r:.40}. Send the number that was sent with it.")
+        stated = self._to_target(target) if isinstance(target, Tensor) else self._stated_target(command)
+        if stated is None:
+            raise FrameError(f"there is no target for frame {sequence}. Send label, or values.")
+        await self._learn_late(sequence, self._late.take(sequence, stated))
 
     def _stated_target(self, command: dict[str, object]) -> Value | None:
-        """Return the target that frames from now on have, as a command states it; None: they have none.
+        """Return the target that a command states; None: there is none.
 
         Raises:
             FrameError: It is none; the client's fault.
@@ -212,6 +245,8 @@ class Session:
             "latency_ms": {"p50": _ms(last.latency_s.p50), "p99": _ms(last.latency_s.p99)},
             "age_ms": {"p50": _ms(last.age_s.p50), "p99": _ms(last.age_s.p99)},
         }
+        if self._late.taken or self._late.refused:
+            told["late_targets"] = {"taken": self._late.taken, "refused": self._late.refused}
         losses = self._losses.statistics()
         if losses.count:
             told["loss"] = losses.recent

@@ -74,8 +74,8 @@ class SharedPipeline:
         overflow = "latest" if client.kind is ClientKind.WEBRTC else "block"
         return self._pipeline.feed(overflow=overflow, max_age_s=self._max_age_s)
 
-    def _session(self, client: Client, feeds: Sequence[Feed]) -> Session:
-        """Return a client's session on these feeds, one behind the other."""
+    def _session(self, client: Client, feeds: Sequence[Feed], *, taught: Pipeline) -> Session:
+        """Return a client's session on these feeds, one behind the other; the last one's pipeline is taught."""
         return Session(
             client,
             feeds,
@@ -83,7 +83,13 @@ class SharedPipeline:
             teach=self._teach,
             to_target=self._to_target,
             painter=self._painter,
+            label=taught.label if self._takes_targets_of(taught) else None,
         )
+
+    def _takes_targets_of(self, pipeline: Pipeline) -> bool:
+        """Whether a running pipeline learns from what clients say."""
+        learning = pipeline.statistics().learning
+        return self._teach is None and learning is not None and learning.labels is not None
 
     def _stopped(self, error: BaseException) -> None:
         self.error = error

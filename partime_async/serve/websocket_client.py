@@ -21,6 +21,7 @@ from partime_async.picture import Image
 from partime_async.serve.client import Client, ClientKind, Left, Message, Observer
 from partime_async.serve.limits import ClientLimits, Rate
 from partime_async.serve.outbox import Outbox, Outgoing
+from partime_async.serve.traces import forget_frames
 from partime_async.sockets import wire
 from partime_async.sockets.formats import JsonLines
 from partime_async.sockets.limits import Limits
@@ -191,6 +192,8 @@ class WebSocketClient(Client):
         finally:
             if self._transport is not None:
                 self._transport.abort()
+            # aiohttp keeps it, and its frames know the socket with all that was not read.
+            forget_frames(self._socket.exception())
 
     async def _read(self) -> None:
         is_pinged = False
@@ -274,7 +277,7 @@ class WebSocketClient(Client):
             case wire.Kind.FRAME:
                 await self._frame(message, is_text=is_text)
             case wire.Kind.TARGET:
-                self._expect(message)
+                await self._expect(message)
             case wire.Kind.BYE:
                 self.close(Left.BYE)
             case wire.Kind.NOTE:
@@ -284,14 +287,20 @@ class WebSocketClient(Client):
             case _:
                 self.refuse(f"a {message.kind.name} is for clients. Send FRAME, TARGET, NOTE, HELLO or BYE.")
 
-    def _expect(self, message: wire.Message) -> None:
-        """Keep a target until its frame comes."""
-        if not message.array.size or message.sequence <= self._newest:
-            self.refuse(f"a target of frame {message.sequence} that is empty or late. Send it before its frame.")
+    async def _expect(self, message: wire.Message) -> None:
+        """Keep a target until its frame comes; hand the target of an earlier frame to the service, as a command."""
+        if not message.array.size:
+            self.refuse(f"an empty target of frame {message.sequence}. Send at least one value.")
+            return
+        target = torch.from_numpy(message.array)
+        if message.sequence <= self._newest:
+            if self._commands.is_full:
+                await asyncio.sleep(0)  # many may come at once: let the service take those before
+            self._heard({"type": "label", "sequence": message.sequence, "target": target})
             return
         if len(self._targets) >= _TARGETS_WAITING:
             del self._targets[next(iter(self._targets))]
-        self._targets[message.sequence] = torch.from_numpy(message.array)
+        self._targets[message.sequence] = target
 
     async def _frame(self, message: wire.Message, *, is_text: bool) -> None:
         if not message.array.size:

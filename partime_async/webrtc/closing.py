@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from partime_async.errors import MissingDependencyError
+from partime_async.webrtc.cycles import break_cycles
 from partime_async.webrtc.reception import Reception
 
 try:
@@ -14,6 +15,8 @@ try:
     from aiortc.rtcicetransport import RTCIceTransport
 except ImportError as error:
     raise MissingDependencyError("aiortc", "webrtc") from error
+
+_CLOSED = "_RTCPeerConnection__isClosed"
 
 
 class CloseReason(StrEnum):
@@ -54,10 +57,14 @@ async def shut(connection: RTCPeerConnection, receptions: Iterable[Reception], t
     for transport in ice_transports(connection):
         # One that is closed while it connects would start asking for consent afterwards, and never stop.
         transport._connection.query_consent = _no_consent  # type: ignore[method-assign]
+        # Closed in the middle of its handshake, aiortc goes on with what is next, and stumbles, with nobody to hear it.
+        transport.start = _nothing  # type: ignore[method-assign,assignment]
+    # And it would start to send and to receive, for ever.
     for transceiver in connection.getTransceivers():
-        # And it would start to send and to receive, for ever.
         transceiver.sender.send = _nothing  # type: ignore[method-assign,assignment]
         transceiver.receiver.receive = _nothing  # type: ignore[method-assign,assignment]
+    if connection.sctp is not None:
+        connection.sctp.start = _nothing  # type: ignore[method-assign,assignment]
     # Their threads are the one thing that would keep the interpreter alive: first, and each on its own.
     decoders = [asyncio.ensure_future(each.stop_decoder()) for each in receptions]
     closing = asyncio.ensure_future(_close(connection, decoders))
@@ -66,13 +73,14 @@ async def shut(connection: RTCPeerConnection, receptions: Iterable[Reception], t
         _cut_off(connection)
         await asyncio.wait([closing], timeout=timeout_s / 2)
     if late := [task for task in (closing, *decoders) if not task.done()]:
+        _release(connection)
         for task in late:
             task.cancel()
         await asyncio.wait(late, timeout=timeout_s / 2)
-        _release(connection)
     for task in (closing, *decoders):
         if task.done() and not task.cancelled():
             task.exception()  # looked at: whatever aiortc stumbled over, the connection is gone
+    break_cycles(connection)
 
 
 async def _close(connection: RTCPeerConnection, decoders: list[asyncio.Task[None]]) -> None:
@@ -99,6 +107,9 @@ def _cut_off(connection: RTCPeerConnection) -> None:
 
 def _release(connection: RTCPeerConnection) -> None:
     """Let go whoever else waits for the close, which will not come: aiortc itself, where the other side left, too."""
-    closed = getattr(connection, "_RTCPeerConnection__isClosed", None)
-    if isinstance(closed, asyncio.Future) and not closed.done():
-        closed.set_result(True)
+    closed = getattr(connection, _CLOSED, None)
+    if isinstance(closed, asyncio.Future):
+        if not closed.done():
+            closed.set_result(True)
+        # If aiortc gets there after all, it says so to this one: a future takes one result.
+        setattr(connection, _CLOSED, asyncio.get_running_loop().create_future())

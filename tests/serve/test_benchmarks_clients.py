@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.clients import BENCHMARKS, fair_shares, jain
+from benchmarks import clients, soak
+from benchmarks.clients import fair_shares, jain
 from benchmarks.record import Report
 from benchmarks.settings import Settings
 
@@ -29,6 +30,9 @@ def test_jain_index_is_one_for_equal_shares_and_falls_with_inequality() -> None:
     assert jain([0.7, 0.7, 0.7]) == pytest.approx(1.0)
     assert jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
     assert jain([0.0, 0.0]) == 0.0
+
+
+BENCHMARKS = clients.BENCHMARKS | soak.BENCHMARKS
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def test_server_with_a_certificate_speaks_https(start: Start, tmp_path: Path) ->
     [
         ((*SMALL, "--host", "0.0.0.0"), "Pass an Access with a token"),
         ((*SMALL, "--ice", "nowhere.json"), "Give loopback, host, or a JSON file"),
-        ((*SMALL, "--tls-cert", "nowhere.pem"), "Check --tls-cert"),
+        ((*SMALL, "--tls-cert", "nowhere.pem"), "nowhere.pem cannot be read"),
         ((*SMALL, "--own-head", "3"), "more"),
         ((*SMALL, "--own-head", "1", "--save", "x.safetensors"), "Use one of them"),
         ((*SMALL, "--weights", "nowhere.safetensors"), "nowhere.safetensors"),

@@ -237,15 +237,6 @@ async def test_program_that_neither_reads_nor_sends_loses_its_connection() -> No
         assert str(service.seen[0].closed).startswith("slow")
 
 
-async def test_target_that_comes_after_its_frame_is_refused() -> None:
-    """It would never be used; the client is told."""
-    async with serving(model_service(learner=learner())) as rig, rig.stream() as stream:
-        await stream.send(torch.zeros(WIDTH), 3)
-        await stream.result()
-        await stream.socket.send_bytes(encode(np.zeros(3, np.float32), sequence=3, kind=Kind.TARGET))
-        assert "before its frame" in str((await stream.words("error"))["error"])
-
-
 async def test_program_that_answers_nothing_is_given_up() -> None:
     """One that holds its connection and is dead loses its place after the silence allowed."""
     service = Mirror()

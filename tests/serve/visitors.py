@@ -87,10 +87,10 @@ class Mirror:
             client.reply({"type": "echo", "said": command})
 
 
-def network() -> nn.Sequential:
+def network(width: int = WIDTH) -> nn.Sequential:
     """Return a small network, the same every time."""
     torch.manual_seed(5)
-    return nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    return nn.Sequential(nn.Linear(width, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
 
 
 def learner() -> pa.Learner:
@@ -98,10 +98,10 @@ def learner() -> pa.Learner:
     return pa.Learner(nn.functional.mse_loss, partial(torch.optim.SGD, lr=0.1), rule=pa.rules.exact())
 
 
-def model_service(*, learner: pa.Learner | None = None, **options: object) -> ModelService:
+def model_service(*, learner: pa.Learner | None = None, width: int = WIDTH, **options: object) -> ModelService:
     """Return a service of the small network."""
-    example = torch.zeros(1, WIDTH)
-    pipeline = pa.Pipeline(network(), example, stages=1, learner=learner, close_timeout_s=2.0)
+    example = torch.zeros(1, width)
+    pipeline = pa.Pipeline(network(width), example, stages=1, learner=learner, close_timeout_s=2.0)
     return ModelService(pipeline, example, **options)  # type: ignore[arg-type]
 
 

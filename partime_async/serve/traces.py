@@ -1,0 +1,16 @@
+"""Errors that a library keeps for good: without the frames that they went through."""
+
+from __future__ import annotations
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Take the tracebacks off an error that was dealt with, and off those behind it.
+
+    What is kept by an object that one of its frames knows would hold all of them, and whatever they know, until the
+    garbage collector comes by.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
