@@ -92,6 +92,9 @@ def run(
         str | None,
         typer.Option(metavar="WHAT", help="Learn while running: next-frame, itself, or given (by the source)."),
     ] = None,
+    spare: Annotated[
+        bool, typer.Option("--spare", help="Learn only from frames that find the stages free, and from one in ten.")
+    ] = False,
     loss: Annotated[str, typer.Option(metavar="NAME", help="mse, l1, huber or cross-entropy.")] = "mse",
     optimizer: Annotated[
         str, typer.Option(metavar="NAME:K=V,...", help="sgd, adam, adamw or rmsprop, with torch's own options.")
@@ -132,7 +135,9 @@ def run(
             output=output,
             seed=seed,
             on_error=on_error,
-            learning=None if learn is None else LearnOptions.parsed(learn, loss, optimizer, rule, clip),
+            learning=(
+                None if learn is None else LearnOptions.parsed(learn, loss, optimizer, rule, clip, is_spare=spare)
+            ),
             weights=weights,
             save=save,
         )

@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import webbrowser
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,16 +59,28 @@ def demo(options: DemoOptions, *, loop: LoopKind | None = None, is_json: bool = 
     """
     interrupt = Interrupt()
     torch.manual_seed(options.seed)
+    patience = threading.Timer(_PATIENCE_S, _cut_off)
+    patience.daemon = True
     with (
         logging_to_stderr(is_json=is_json) if options.is_verbose else nullcontext(),
+        # Behind the runner's end: it waits for the threads on which aiortc encodes.
+        _ended(patience),
         asyncio.Runner(loop_factory=loop_factory(loop)) as runner,
         suppress(asyncio.CancelledError),
     ):
-        runner.run(_demo(options, interrupt, is_json=is_json))
+        runner.run(_demo(options, interrupt, patience, is_json=is_json))
     return 0
 
 
-async def _demo(options: DemoOptions, interrupt: Interrupt, *, is_json: bool) -> None:
+@contextmanager
+def _ended(patience: threading.Timer) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        patience.cancel()
+
+
+async def _demo(options: DemoOptions, interrupt: Interrupt, patience: threading.Timer, *, is_json: bool) -> None:
     with interrupt:
         reach = options.reach
         access = await in_thread(reach.access, name="partime token")
@@ -88,10 +101,7 @@ async def _demo(options: DemoOptions, interrupt: Interrupt, *, is_json: bool) ->
                 opening = partial(webbrowser.open, server.url)
                 threading.Thread(target=opening, name="demo browser", daemon=True).start()
             await stop.wait()
-            patience = threading.Timer(_PATIENCE_S, _cut_off)
-            patience.daemon = True
             patience.start()
-        patience.cancel()
 
 
 def _tell(url: str, reach: Reach, *, is_json: bool) -> None:

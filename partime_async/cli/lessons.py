@@ -17,6 +17,7 @@ from partime_async.errors import ConfigurationError
 from partime_async.iteration import AsyncFrames, aiter_frames
 from partime_async.learning import Learner, UpdateRule, rules
 from partime_async.learning.learner import OptimizerFactory
+from partime_async.overflow import Learn
 
 
 class Lesson(StrEnum):
@@ -51,9 +52,12 @@ class LearnOptions:
 
     lesson: Lesson
     learner: Learner
+    learn: Learn = Learn.ALWAYS
 
     @classmethod
-    def parsed(cls, lesson: str, loss: str, optimizer: str, rule: str, clip: float | None) -> LearnOptions:
+    def parsed(
+        cls, lesson: str, loss: str, optimizer: str, rule: str, clip: float | None, *, is_spare: bool = False
+    ) -> LearnOptions:
         """Return the options from what was typed.
 
         Raises:
@@ -64,7 +68,7 @@ class LearnOptions:
         if loss not in LOSSES:
             raise ConfigurationError(f"--loss is {loss!r}. Use {_listed(LOSSES)}.")
         learner = Learner(LOSSES[loss], parse_optimizer(optimizer), rule=parse_rule(rule), clip_norm=clip)
-        return cls(Lesson(lesson), learner)
+        return cls(Lesson(lesson), learner, Learn.SPARE if is_spare else Learn.ALWAYS)
 
     def taught(self, frames: AsyncFrames[object]) -> AsyncFrames[object]:
         """Return the frames with the targets they are taught."""

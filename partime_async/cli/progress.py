@@ -162,9 +162,10 @@ def loss_words(learning: TeachingStatistics) -> str:
     loss = learning.loss
     if not loss.count:
         return "-"
-    skipped = (
-        "" if learning.labels is None or not learning.labels.missing else f"   no target {learning.labels.missing}"
-    )
+    labels = learning.labels
+    skipped = "" if labels is None or not labels.missing else f"   no target {labels.missing}"
+    if labels is not None and labels.withheld:
+        skipped += f"   no time {labels.withheld}"
     return f"recent {loss.recent:.4g}   mean {loss.mean:.4g}   of {counted(loss.count, 'frame')}{skipped}"
 
 

@@ -24,6 +24,7 @@ from partime_async.cli.summary import Summary
 from partime_async.errors import ConfigurationError, DeadlineExceeded
 from partime_async.models import build
 from partime_async.offload import in_thread
+from partime_async.overflow import Learn
 from partime_async.pipeline import Pipeline
 from partime_async.sinks import ThreadedSink
 
@@ -113,7 +114,8 @@ class Job:
 
     async def _stream(self, pipeline: Pipeline, intake: Intake, video: VideoSink | None, report: ReportSink) -> None:
         options = self.options
-        feed = pipeline.feed(overflow=options.overflow, max_age_s=options.max_age_s)
+        learn = Learn.ALWAYS if options.learning is None else options.learning.learn
+        feed = pipeline.feed(overflow=options.overflow, max_age_s=options.max_age_s, learn=learn)
         self.stream = Stream(pipeline, feed, intake, options.frames)
         try:
             await self.stream.run(video, report, interval_s=self.told.interval_s, on_start=self.interrupt.when)

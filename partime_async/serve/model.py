@@ -30,7 +30,8 @@ class ModelService(SharedPipeline):
         pipeline: Not entered yet: the service enters it and leaves it.
         example: What the pipeline takes, with the batch dimension: a camera's pictures are resized to it.
         teach: Gives each client's frames their targets, such as `partime_async.targets.ahead` (which passes each frame
-            on when the next one is there); None: frames have the targets that the client sent, if any.
+            on when the next one is there); a camera's are then learned from in spare time, see `Pipeline.feed`. None:
+            frames have the targets that the client sent, if any.
         to_target: Makes the loss's target of a tensor that a client sent; None: adds the batch dimension.
         max_age_s: Frames older than this when their turn comes are dropped; None: none are.
         summary: What it is, for people.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from partime_async.feed import Feed
 from partime_async.frame import Value
+from partime_async.overflow import Learn
 from partime_async.pipeline import Pipeline
 from partime_async.serve.client import Client, ClientKind
 from partime_async.serve.session import Session, Teach, batched
@@ -70,9 +71,16 @@ class SharedPipeline:
         """Do what else there is to do before the first client comes; the pipeline runs."""
 
     def _feed(self, client: Client) -> Feed:
-        """Return a feed for a client: a camera's newest frame counts, and of a program's none is dropped."""
-        overflow = "latest" if client.kind is ClientKind.WEBRTC else "block"
-        return self._pipeline.feed(overflow=overflow, max_age_s=self._max_age_s)
+        """Return a feed for a client: a camera's newest frame counts, and of a program's none is dropped.
+
+        Where every picture of a camera is a lesson, the video must not stand still for them: the spare time has to do.
+        """
+        if client.kind is not ClientKind.WEBRTC:
+            return self._pipeline.feed(max_age_s=self._max_age_s)
+        learning = self._pipeline.statistics().learning
+        is_taught = self._teach is not None and learning is not None and learning.labels is not None
+        learn = Learn.SPARE if is_taught else Learn.ALWAYS
+        return self._pipeline.feed(overflow="latest", max_age_s=self._max_age_s, learn=learn)
 
     def _session(self, client: Client, feeds: Sequence[Feed], *, taught: Pipeline) -> Session:
         """Return a client's session on these feeds, one behind the other; the last one's pipeline is taught."""

@@ -67,6 +67,19 @@ def test_run_that_learns_keeps_its_weights_and_goes_on_from_them(tmp_path: Path)
     assert after["mean"] < without["mean"]
 
 
+def test_run_in_spare_time_learns_from_some_frames_and_says_how_many() -> None:
+    """A source that is never waited for leaves little time: a tenth teaches at least, the rest is measured alone."""
+    asked = ["run", "scene", *SMALL, "--learn", "itself", "--spare", "--frames", "40", "--json"]
+
+    result = CliRunner().invoke(app, asked)
+
+    assert result.exit_code == 0, result.output
+    learning = json.loads(result.stdout.splitlines()[-1])["learning"]
+    assert learning["labels"]["taken"] >= 4
+    assert learning["labels"]["taken"] + learning["labels"]["withheld"] == 40
+    assert learning["loss"]["count"] == 40
+
+
 def test_run_with_weights_that_are_not_there_is_told() -> None:
     """A file that does not exist is an error in one line, not a traceback."""
     result = CliRunner().invoke(app, ["run", "scene", *SMALL, "--frames", "3", "--weights", "nowhere.safetensors"])
