@@ -18,6 +18,7 @@ from partime_async.serve.client import Client, Left, Observed, Service
 from partime_async.serve.limits import ClientLimits, Rate
 from partime_async.serve.log import event
 from partime_async.serve.meters import Meters
+from partime_async.serve.traces import forget_cancellation
 
 
 class State(StrEnum):
@@ -228,6 +229,8 @@ class Roster:
             for task in both:
                 task.cancel()
             await asyncio.wait(both)
+            for task in both:
+                forget_cancellation(task)
             self._meters.left(client)
             event(
                 "client.left",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 
 def forget_frames(error: BaseException | None) -> None:
     """Take the tracebacks off an error that was dealt with, and off those behind it.
@@ -14,3 +17,13 @@ def forget_frames(error: BaseException | None) -> None:
         seen.add(id(error))
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
+
+
+def forget_cancellation(task: asyncio.Task[None]) -> None:
+    """Take its cancellation off a task that is done.
+
+    It keeps the frames that it went through, and those with a task group or a timeout in them know the task.
+    """
+    if task.cancelled():
+        with suppress(asyncio.CancelledError):
+            task.exception()  # who asks gets it, and the task has it no more

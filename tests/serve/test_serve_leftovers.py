@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 
@@ -16,7 +18,7 @@ from OpenSSL import SSL
 from benchmarks.guests import SORTS, WIDTH, Crowd
 from partime_async.serve import ClientLimits
 from partime_async.serve.session import Session
-from partime_async.serve.traces import forget_frames
+from partime_async.serve.traces import forget_cancellation, forget_frames
 from partime_async.serve.webrtc_client import WebRTCClient
 from partime_async.serve.websocket_client import WebSocketClient
 from partime_async.webrtc import Peer
@@ -91,6 +93,26 @@ async def test_frames_that_nobody_read_go_with_their_client() -> None:
         mirror.lets_in.set()
         mirror.seen.clear()
         await gone(rig, before)
+
+
+@pytest.mark.usefixtures("_without_collector")
+async def test_cancellation_that_went_through_a_timeout_goes_with_its_task() -> None:
+    """A task that was cancelled, and its frames that know it, are freed when nobody refers to the task."""
+
+    async def wait() -> None:
+        async with asyncio.timeout(60.0):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    forget_cancellation(task)
+    known = weakref.ref(task)
+    del task
+    await asyncio.sleep(0)
+    assert known() is None
 
 
 def test_error_without_frames_keeps_what_it_says_and_what_was_behind_it() -> None:
