@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 
 from partime_async.errors import MissingDependencyError
 from partime_async.webrtc.cycles import break_cycles
@@ -65,6 +67,9 @@ async def shut(connection: RTCPeerConnection, receptions: Iterable[Reception], t
         transceiver.receiver.receive = _nothing  # type: ignore[method-assign,assignment]
     if connection.sctp is not None:
         connection.sctp.start = _nothing  # type: ignore[method-assign,assignment]
+        # What it is about to send finds nobody, in tasks that nobody hears of.
+        dtls = connection.sctp.transport
+        dtls._send_data = partial(_sent_if_possible, dtls._send_data)  # type: ignore[method-assign]
     # Their threads are the one thing that would keep the interpreter alive: first, and each on its own.
     decoders = [asyncio.ensure_future(each.stop_decoder()) for each in receptions]
     closing = asyncio.ensure_future(_close(connection, decoders))
@@ -80,7 +85,14 @@ async def shut(connection: RTCPeerConnection, receptions: Iterable[Reception], t
     for task in (closing, *decoders):
         if task.done() and not task.cancelled():
             task.exception()  # looked at: whatever aiortc stumbled over, the connection is gone
+    if connection.sctp is not None:
+        connection.sctp.transport._send_data = _nothing  # type: ignore[method-assign,assignment]
     break_cycles(connection)
+
+
+async def _sent_if_possible(send: Callable[[bytes], Awaitable[None]], data: bytes) -> None:
+    with suppress(ConnectionError):
+        await send(data)
 
 
 async def _close(connection: RTCPeerConnection, decoders: list[asyncio.Task[None]]) -> None:
