@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 
 def forget_frames(error: BaseException | None) -> None:
@@ -22,8 +21,11 @@ def forget_frames(error: BaseException | None) -> None:
 def forget_cancellation(task: asyncio.Task[None]) -> None:
     """Take its cancellation off a task that is done.
 
-    It keeps the frames that it went through, and those with a task group or a timeout in them know the task.
+    It keeps the frames that it went through, and those with a task group or a timeout in them know the task, or the
+    cancellation itself.
     """
     if task.cancelled():
-        with suppress(asyncio.CancelledError):
+        try:
             task.exception()  # who asks gets it, and the task has it no more
+        except asyncio.CancelledError as cancellation:
+            forget_frames(cancellation)
