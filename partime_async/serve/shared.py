@@ -77,8 +77,7 @@ class SharedPipeline:
         """
         if client.kind is not ClientKind.WEBRTC:
             return self._pipeline.feed(max_age_s=self._max_age_s)
-        learning = self._pipeline.statistics().learning
-        is_taught = self._teach is not None and learning is not None and learning.labels is not None
+        is_taught = self._teach is not None and _uses_targets(self._pipeline)
         learn = Learn.SPARE if is_taught else Learn.ALWAYS
         return self._pipeline.feed(overflow="latest", max_age_s=self._max_age_s, learn=learn)
 
@@ -96,11 +95,16 @@ class SharedPipeline:
 
     def _takes_targets_of(self, pipeline: Pipeline) -> bool:
         """Whether a running pipeline learns from what clients say."""
-        learning = pipeline.statistics().learning
-        return self._teach is None and learning is not None and learning.labels is not None
+        return self._teach is None and _uses_targets(pipeline)
 
     def _stopped(self, error: BaseException) -> None:
         self.error = error
+
+
+def _uses_targets(pipeline: Pipeline) -> bool:
+    """Whether a running pipeline learns, and from targets."""
+    learning = pipeline.statistics().learning
+    return learning is not None and learning.labels is not None
 
 
 @asynccontextmanager
