@@ -200,12 +200,11 @@ class Roster:
         self._clients[client.id] = client
         return self._visits.create_task(self._visit(client), name=f"partime client {client.number}")
 
-    def bye(self, client_id: str) -> bool:
-        """Let a client go that said goodbye, and say whether it was here."""
+    def bye(self, client_id: str) -> None:
+        """Let a client go that said goodbye, if it is still here."""
         client = self._clients.get(client_id)
         if client is not None:
             client.close(Left.BYE)
-        return client is not None
 
     async def _visit(self, client: Client) -> None:
         began = time.monotonic()

@@ -74,11 +74,15 @@ class Signalling:
         return web.json_response({"sdp": answer.sdp, "type": answer.type, "id": client.id})
 
     async def bye(self, request: web.Request) -> web.StreamResponse:
-        """Let a client go: ``{id}``, as a closing page sends it by `navigator.sendBeacon`."""
+        """Let a client go: ``{id}``, as a closing page sends it by `navigator.sendBeacon`.
+
+        A client that is gone already is no error: a page that lost its connection cannot know who went first.
+        """
         said = await _said(request)
         visit = said.get("id")
-        if not isinstance(visit, str) or not self._roster.bye(visit):
-            raise Refused(404, "bye", "no such client is here.")
+        if not isinstance(visit, str):
+            raise Refused(400, "bye", "the goodbye lacks an id. Send the one that came with the answer to the offer.")
+        self._roster.bye(visit)
         return web.Response(status=204)
 
 
