@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from partime_async.flight import AnyMark, Frame
+from partime_async.forecast import Outlook
 
 
 class Waiting(Protocol):
@@ -31,6 +32,7 @@ class Admission:
         window: Returns how many frames may be in flight now; None: as many as the stages take.
         delay: Returns how many seconds the next frame should still wait outside.
         on_admit: Called with each frame when it has its number.
+        outlook: Is told when frames are offered to the feeds; None: nobody asks.
 
     Attributes:
         flying: The frames admitted and not through the last stage, in that order.
@@ -42,16 +44,23 @@ class Admission:
         window: Callable[[], int | None],
         delay: Callable[[], float] | None = None,
         on_admit: Callable[[Frame], None] | None = None,
+        outlook: Outlook | None = None,
     ) -> None:
         self.flying: dict[Frame, None] = {}
         self.admitted = 0
         self._window = window
         self._delay = delay
         self._on_admit = on_admit
+        self._outlook = outlook
         self._marks: deque[AnyMark] = deque()
         self._turns: deque[Waiting] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._delay_s = 0.0
+
+    def offered(self, now: float) -> None:
+        """Take note that a feed got a frame, whatever becomes of it."""
+        if self._outlook is not None:
+            self._outlook.offered(now)
 
     def announce(self, feed: Waiting) -> None:
         """Take note that a feed has a frame, or has room again."""

@@ -330,6 +330,7 @@ class Feed:
         frame.epoch = self._epoch
         frame.offered_at = now
         frame.needs_time = self.options.learn is Learn.SPARE
+        self._admission.offered(now)
         return frame
 
     async def _put_waiting(self, entry: Frame) -> None:

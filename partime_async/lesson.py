@@ -66,8 +66,9 @@ class Lesson:
         skip: SkipLearner | None = None,
     ) -> None:
         self.learner = learner
+        self.reach = reach
+        self.recent_lesson = MovingAverage()
         self.recent_service = MovingAverage()
-        self._recent_lesson = MovingAverage()
         # Which of the latest frames are lessons: this stage learns at the event that the last one's gradient reaches.
         self._are_lessons: deque[bool] = deque(maxlen=reach + 1)
         self._keeps_own = rule.graph is not Graph.CURRENT
@@ -134,7 +135,7 @@ class Lesson:
         Args:
             now: Clock time in seconds.
         """
-        usual_s = self._recent_lesson.value
+        usual_s = self.recent_lesson.value
         return {
             index: usual_s if event.started_at <= 0.0 else max(0.0, event.started_at + usual_s - now)
             for index, (event, is_lesson) in self._pending.items()
@@ -154,6 +155,6 @@ class Lesson:
             seconds = event.finished_at - event.started_at
             self.recent_service.update(seconds)
             if is_lesson:
-                self._recent_lesson.update(seconds)
+                self.recent_lesson.update(seconds)
         elif event.origin is self._stream and not isinstance(event.error, WorkAborted):
             self._on_error(event.error, index)

@@ -29,8 +29,9 @@ class Learn(StrEnum):
     ALWAYS = "always"
     """All of them; the stages take fewer frames if that is too much."""
     SPARE = "spare"
-    """Those that find the stages free, and in any case one in ten: learning then costs hardly any frames or freshness.
-    What was withheld is counted; how many that are depends on the load, what the others teach does not."""
+    """Those for which neither they nor the frames behind them are expected to wait for long, and in any case one in
+    ten: learning then costs hardly any frames or freshness. What was withheld is counted; how many
+    that are depends on the load, what the others teach does not."""
 
 
 LIVE = frozenset({Overflow.LATEST, Overflow.DROP_OLDEST})

@@ -24,7 +24,7 @@ from partime_async.errors import (
 )
 from partime_async.feed import Feed
 from partime_async.flight import AnyMark, Frame, Mark
-from partime_async.forecast import delay_s, has_time_to_learn, window
+from partime_async.forecast import Outlook, delay_s, has_time_to_learn, window
 from partime_async.frame import FrameSpec, Result, StageTiming, Value
 from partime_async.lag import LagMonitor
 from partime_async.lesson import Lesson
@@ -89,7 +89,8 @@ class Run:
         self._clock = clock
         self._options = options
         self._teaching = Teaching(assembly, self.stop)
-        self._admission = Admission(self._window, self._delay_s, self._admitted)
+        self._outlook = Outlook(self._teaching.reach)
+        self._admission = Admission(self._window, self._delay_s, self._admitted, self._outlook)
         self._feeds: dict[Feed, None] = {}
         self._landing: dict[Feed, None] = {}
         self._live_feeds = 0
@@ -212,8 +213,9 @@ class Run:
         has_time = True
         if frame.needs_time:
             paces = [stage.pace(now) for stage in self._stages]
-            has_time = has_time_to_learn(now, frame, self._admission.flying, paces)
+            has_time = has_time_to_learn(now, frame, self._admission.flying, paces, self._outlook)
         self._teaching.admit(frame, has_time=has_time)
+        self._outlook.admitted(frame)
 
     def _frame_done(self, frame: Frame) -> None:
         if frame not in self._admission.flying:

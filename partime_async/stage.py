@@ -152,8 +152,15 @@ class Stage:
         """
         if self._lesson is None:
             return Pace(self._recent_service.value)
-        lessons_s = {} if now is None else self._lesson.remaining_s(now)
-        return Pace(self._recent_service.value, self._lesson.recent_service.value, lessons_s)
+        lesson = self._lesson
+        lessons_s = {} if now is None else lesson.remaining_s(now)
+        return Pace(
+            self._recent_service.value,
+            lesson.recent_service.value,
+            lessons_s,
+            lesson_s=lesson.recent_lesson.value,
+            reach=lesson.reach,
+        )
 
     def statistics(self, elapsed_s: float) -> StageStatistics:
         """Return what the stage has done in the `elapsed_s` seconds since the pipeline started."""

@@ -37,6 +37,11 @@ class Teaching:
         if assembly.skip is not None:
             assembly.skip.on_error = stop
 
+    @property
+    def reach(self) -> int:
+        """How many frames after a lesson's own the last of the stages learns from it."""
+        return max((lesson.reach for lesson in self.lessons), default=0)
+
     def check(self, learn: Learn) -> None:
         """Refuse a feed's wish for learning that cannot be.
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from partime_async.devices import DeviceEvent
 from partime_async.flight import Frame
-from partime_async.forecast import Pace, delay_s, has_time_to_learn, spare_s, window
+from partime_async.forecast import Outlook, Pace, delay_s, has_time_to_learn, spare_s, window
 from partime_async.frame import Result
 
 _EVEN = (Pace(0.04, 0.0), Pace(0.04, 0.0))
@@ -74,13 +74,79 @@ def test_spare_behind_a_stage_that_learns_counts_its_lessons() -> None:
     assert spare_s(10.0, [], (Pace(0.01, 0.02, {7: 0.005}),)) == pytest.approx(0.005)
 
 
-def test_time_to_learn_is_there_while_frames_hardly_wait() -> None:
-    """A frame that waited half a stage's time at its feed, or will inside, is not learned from."""
-    frame = _frame(10.0)
-    frame.offered_at = 9.99
-    assert has_time_to_learn(10.0, frame, [], _EVEN)
-    assert not has_time_to_learn(10.02, frame, [], _EVEN)
-    assert not has_time_to_learn(10.0, frame, [_frame(9.99, (9.99, None), (0.0, None))], _EVEN)
+def _offered(at: float, index: int = 0) -> Frame:
+    frame = _frame(at)
+    frame.offered_at, frame.index = at, index
+    return frame
+
+
+def _outlook(period_s: float, *lessons: int) -> Outlook:
+    """Make one on frames that come so often, after these lessons."""
+    outlook = Outlook(2)
+    for beat in range(2):
+        outlook.offered(beat * period_s)
+    for index in lessons:
+        taught = _offered(0.0, index)
+        taught.is_lesson = True
+        outlook.admitted(taught)
+    return outlook
+
+
+def test_time_to_learn_before_the_second_frame_depends_on_the_first() -> None:
+    """A frame that waited a good part of a stage's time at its feed, or will inside, is not learned from."""
+    frame, outlook = _offered(9.995), Outlook(0)
+    assert has_time_to_learn(10.0, frame, [], _EVEN, outlook)
+    assert not has_time_to_learn(10.02, frame, [], _EVEN, outlook)
+    assert not has_time_to_learn(10.0, frame, [_frame(9.99, (9.99, None), (0.0, None))], _EVEN, outlook)
+
+
+@pytest.mark.parametrize(("period_s", "has_time"), [(0.08, True), (0.04, False)])
+def test_time_to_learn_is_there_if_the_frames_behind_hardly_wait(period_s: float, has_time: bool) -> None:
+    """The frame finds the stages free; whether the lesson is over when the next ones come decides."""
+    paces = (Pace(0.02, lesson_s=0.05, reach=1), Pace(0.02, lesson_s=0.05))
+    assert has_time_to_learn(10.0, _offered(10.0), [], paces, _outlook(period_s)) is has_time
+
+
+def test_time_to_learn_counts_the_lessons_that_earlier_frames_left_to_the_first_stages() -> None:
+    """A stage that learns frames later than the last one is busy with those lessons, too."""
+    paces = (Pace(0.02, lesson_s=0.05, reach=2), Pace(0.02))
+    assert has_time_to_learn(10.0, _offered(10.0, 7), [], paces, _outlook(0.05, 3, 4))
+    assert not has_time_to_learn(10.0, _offered(10.0, 7), [], paces, _outlook(0.05, 5, 6))
+
+
+def test_time_to_learn_settles_at_every_other_frame_where_that_is_all_there_is_time_for() -> None:
+    """Lessons that take one and a half periods of both stages come every other frame, not in a row and then none."""
+    period_s = 0.03
+    paces = (Pace(0.01, lesson_s=0.03, reach=2), Pace(0.01, lesson_s=0.03))
+    outlook, free_at, taught = Outlook(2), [0.0, 0.0], []
+    for index in range(40):
+        now = index * period_s
+        frame = _offered(now, index)
+        outlook.offered(now)
+        behind = [
+            Pace(0.01, 0.0, {-1: max(0.0, free - now)}, 0.03, pace.reach)
+            for pace, free in zip(paces, free_at, strict=True)
+        ]
+        frame.is_lesson = has_time_to_learn(now, frame, [], behind, outlook)
+        outlook.admitted(frame)
+        taught.append(frame.is_lesson)
+        at = now
+        for stage, pace in enumerate(paces):
+            at = max(at, free_at[stage]) + pace.service_s
+            lesson = index - pace.reach
+            free_at[stage] = at + pace.lesson_s * (lesson >= 0 and taught[lesson])
+    assert taught[10:] == [True, False] * 15 or taught[10:] == [False, True] * 15
+
+
+def test_outlook_after_a_pause_is_hardly_changed() -> None:
+    """A camera that was covered for a while is no slow camera; one that has become slow is soon taken for one."""
+    outlook = Outlook(0)
+    for now in (0.0, 0.03, 0.06, 10.0):
+        outlook.offered(now)
+    assert outlook.period_s < 0.04
+    for beat in range(40):
+        outlook.offered(10.2 + 0.2 * beat)
+    assert outlook.period_s == pytest.approx(0.2, rel=0.05)
 
 
 def test_spare_behind_a_frame_that_takes_longer_than_ever_is_none() -> None:
