@@ -2,8 +2,8 @@
 
 Run by path, ``python caller.py SECONDS``: it writes its offer as a line of JSON, reads the answer as another, and
 writes what it measured as a third when the time is up; with 0 seconds it goes on until it is ended. It is plain aiortc
-and knows nothing of the library: its own jitter buffer holds each picture back until the next one comes, 33 ms at
-30 pictures/s, which is in every latency, whoever serves.
+and knows nothing of the library: its own jitter buffer holds each picture back until a packet with another timestamp
+comes, which is the next picture's, 33 ms later, unless who serves it sends one at once.
 """
 
 from __future__ import annotations

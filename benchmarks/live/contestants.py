@@ -27,6 +27,7 @@ from benchmarks.workers import Contestant
 from partime_async.webrtc import Description, Ice, Peer, PictureTrack, WebRTCStatistics, webrtc_frames
 
 OURS, IN_RECV, EXECUTOR, RELAY = "this library", "in recv()", "executor in recv()", "MediaRelay + executor"
+OURS_UNENDED = "this library, ends_pictures=False"
 NICENESS = 10
 _LEARNING_RATE = 1e-4
 
@@ -36,7 +37,7 @@ class LiveSpec:
     """One way to run a network over a caller's video and send the pictures back.
 
     Attributes:
-        way: `OURS`, or one of the usual ones.
+        way: `OURS`, `OURS_UNENDED`, or one of the usual ones.
         network: What runs.
         is_learning: Whether it learns to repeat its input, when there is time to spare; ours alone can.
         stall_s: How long it stalls once, a third into the time; 0: not at all.
@@ -56,8 +57,11 @@ class LiveSpec:
             skips = self.way == FASTRTC_SKIPPING
             yield _Live(self, FastRtc(self.network, skips_frames=skips, warm_up_s=self.warm_up_s))
         else:
-            ours = self.way == OURS
-            yield _Live(self, _Ours(await asyncio.to_thread(_pipeline, self)) if ours else _Usual(self))
+            if self.way not in (OURS, OURS_UNENDED):
+                yield _Live(self, _Usual(self))
+                return
+            pipeline = await asyncio.to_thread(_pipeline, self)
+            yield _Live(self, _Ours(pipeline, ends_pictures=self.way == OURS))
 
 
 def _pipeline(spec: LiveSpec) -> pa.Pipeline:
@@ -107,15 +111,16 @@ class _Live:
 class _Ours:
     """A peer whose newest frame enters the pipeline when the first stage can start it."""
 
-    def __init__(self, pipeline: pa.Pipeline) -> None:
+    def __init__(self, pipeline: pa.Pipeline, *, ends_pictures: bool) -> None:
         self._pipeline = pipeline
+        self._ends_pictures = ends_pictures
         self._stack = AsyncExitStack()
         self._unaccounted = 0
 
     async def __aenter__(self) -> _Ours:
         self._stack = AsyncExitStack()
         await self._stack.enter_async_context(self._pipeline)
-        self._peer = await self._stack.enter_async_context(Peer())
+        self._peer = await self._stack.enter_async_context(Peer(ends_pictures=self._ends_pictures))
         self._back = PictureTrack()
         self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         return self

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from benchmarks.live.contestants import EXECUTOR, IN_RECV, NICENESS, OURS, RELAY, LiveSpec
+from benchmarks.live.contestants import EXECUTOR, IN_RECV, NICENESS, OURS, OURS_UNENDED, RELAY, LiveSpec
 from benchmarks.live.fastrtc_peer import FASTRTC, FASTRTC_SKIPPING, is_installed
 from benchmarks.live.networks import HEAVY, LIGHT, LIGHT_STALLING, TINY, TINY_STALLING, Network
 from benchmarks.record import Report, Round
@@ -41,7 +41,7 @@ class Mode:
 
 
 _FASTRTC_WAYS = (FASTRTC, FASTRTC_SKIPPING)
-_ALL_WAYS = (OURS, IN_RECV, EXECUTOR, RELAY, *_FASTRTC_WAYS)
+_ALL_WAYS = (OURS, OURS_UNENDED, IN_RECV, EXECUTOR, RELAY, *_FASTRTC_WAYS)
 _EVERYWHERE = {"lag_p99_ms": 6.0, "round_trip_p50_ms": 2.0}
 
 MODES = {
@@ -55,7 +55,7 @@ MODES = {
     ),
     LEARNING: Mode(
         LIGHT,
-        (OURS,),
+        (OURS, OURS_UNENDED),
         {**_EVERYWHERE, "frames_per_s": 29.5, "latency_p99_ms": 95.0, "steps_per_s": 15.0},
         is_learning=True,
     ),

@@ -49,11 +49,13 @@ class Signalling:
         self._access.check_token(*shown_tokens(request), token if isinstance(token, str) else None)
         service = said.get("service")
         name = roster.knock(request.remote, service if isinstance(service, str) else None)
-        sdp, kind = said.get("sdp"), said.get("type")
+        sdp, kind, receiver = said.get("sdp"), said.get("type"), said.get("receiver")
         if not isinstance(sdp, str) or not isinstance(kind, str):
             raise Refused(
                 400, "offer", "the offer lacks sdp or type. Send those of RTCPeerConnection.localDescription."
             )
+        if receiver not in (None, "aiortc"):
+            raise Refused(400, "offer", f"the receiver is {receiver!r:.40}. Send 'aiortc', or leave it out.")
         with roster.place():
             client = WebRTCClient(
                 ice=self._ice,
@@ -61,6 +63,7 @@ class Signalling:
                 service=name,
                 key=checked_key(said.get("client")),
                 observer=self._meters,
+                ends_pictures=receiver is not None,
             )
             try:
                 answer = await client.answer(Description(sdp, kind))

@@ -42,11 +42,21 @@ class WebRTCClient(Client):
         service: See `Client`.
         key: See `Client`.
         observer: See `Client`.
+        ends_pictures: See `Peer`.
     """
 
     kind = ClientKind.WEBRTC
 
-    def __init__(self, *, ice: Ice, limits: ClientLimits, service: str, key: str | None, observer: Observer) -> None:
+    def __init__(
+        self,
+        *,
+        ice: Ice,
+        limits: ClientLimits,
+        service: str,
+        key: str | None,
+        observer: Observer,
+        ends_pictures: bool = False,
+    ) -> None:
         super().__init__(service=service, key=key, observer=observer, bad_limit=limits.bad_messages)
         self._limits = limits
         self._peer = Peer(
@@ -54,6 +64,7 @@ class WebRTCClient(Client):
             silence_s=limits.silence_s,
             connect_timeout_s=limits.connect_s,
             close_timeout_s=0.5 * limits.leave_s,
+            ends_pictures=ends_pictures,
         )
         self._picture = PictureTrack(frame_rate=_FRAME_RATE)
         self._control: DataChannel | None = None

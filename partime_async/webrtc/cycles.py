@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from partime_async.errors import MissingDependencyError
+from partime_async.webrtc.endings import forget_endings
 
 try:
     from aioice import Connection
@@ -33,6 +34,8 @@ def break_cycles(connection: RTCPeerConnection) -> None:
     for receiver in connection.getReceivers():
         # `Reception` put a function of its own here, which knows the method that it stands before.
         vars(receiver).pop("_handle_rtcp_packet", None)
+    for sender in connection.getSenders():
+        forget_endings(sender)
     if connection.sctp is not None:
         _break_sctp(connection.sctp)
 

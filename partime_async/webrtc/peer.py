@@ -13,6 +13,7 @@ from partime_async.offload import to_the_end
 from partime_async.webrtc.channel import DataChannel
 from partime_async.webrtc.closing import CloseReason, shut
 from partime_async.webrtc.description import Description, read
+from partime_async.webrtc.endings import end_pictures
 from partime_async.webrtc.ice import Ice
 from partime_async.webrtc.negotiation import apply, attach, decline_audio, describe
 from partime_async.webrtc.playout import hasten
@@ -66,6 +67,9 @@ class Peer:
         silence_s: Within how many seconds a silent death of the other side is noticed.
         connect_timeout_s: How long connecting may take, from the answer on, in seconds.
         close_timeout_s: How long closing may take before what is left is cut off, in seconds.
+        ends_pictures: Whether to tell the other side where each picture ends, by an empty packet. A program that
+            receives with aiortc gets each picture a frame period sooner then, 33 ms at 30 pictures a second. Browsers,
+            and this library, know by themselves. Timestamps are then off by as much as pictures come unevenly.
 
     Raises:
         ConfigurationError: A time that is not positive; the caller's fault.
@@ -78,6 +82,7 @@ class Peer:
         silence_s: float = 3.0,
         connect_timeout_s: float = 15.0,
         close_timeout_s: float = 1.0,
+        ends_pictures: bool = False,
     ) -> None:
         if min(silence_s, connect_timeout_s, close_timeout_s) <= 0:
             raise ConfigurationError(
@@ -87,6 +92,7 @@ class Peer:
         self._ice = ice or Ice.loopback()
         self._connect_timeout_s = connect_timeout_s
         self._close_timeout_s = close_timeout_s
+        self._ends_pictures = ends_pictures
         self._loop = asyncio.get_running_loop()
         self._connection = RTCPeerConnection(self._ice.configuration())
         self._pulse = Pulse(self._connection, silence_s)
@@ -290,8 +296,13 @@ class Peer:
         return Description(local.sdp, local.type)
 
     def _watch(self) -> None:
-        if self._reason is None:
-            self._start(self._live(), "partime webrtc pulse")
+        if self._reason is not None:
+            return
+        if self._ends_pictures:
+            for sender in self._connection.getSenders():
+                if sender.kind == "video":
+                    end_pictures(sender)
+        self._start(self._live(), "partime webrtc pulse")
 
     async def _live(self) -> None:
         """See the connection made, and then the other side's last sign of life."""

@@ -23,6 +23,8 @@ except ImportError as error:
 # and for closing.
 _PATIENCE = 0.75
 _PAUSE = 0.125
+# How much later than that the patience may end; beyond it, this process itself was held up.
+_LATE = 0.05
 
 
 class Pulse:
@@ -41,6 +43,7 @@ class Pulse:
         self._connection = connection
         self._patience_s = silence_s * _PATIENCE
         self._pause_s = silence_s * _PAUSE
+        self._late_s = silence_s * _LATE
 
     async def until_silent(self) -> None:
         """Return when a question was not answered in time.
@@ -51,7 +54,7 @@ class Pulse:
             asked_at = time.monotonic()
             is_answered = await self._ask()
             # If this process itself was held up, the answer may lie unread in the socket.
-            was_held_up = time.monotonic() - asked_at > self._patience_s + 2 * self._pause_s
+            was_held_up = time.monotonic() - asked_at > self._patience_s + self._late_s
             if not is_answered and not was_held_up:
                 return
             await asyncio.sleep(self._pause_s)

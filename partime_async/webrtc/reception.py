@@ -42,6 +42,11 @@ _NTP_TO_UNIX_S = 2_208_988_800
 _DecoderQueue: TypeAlias = "Queue[tuple[RTCRtpCodecParameters, JitterFrame] | None]"
 
 
+def is_tested() -> bool:
+    """Tell whether this is a version of aiortc whose insides are known."""
+    return ".".join(aiortc.__version__.split(".")[:2]) in TESTED_VERSIONS
+
+
 @dataclass(frozen=True, slots=True)
 class ReceptionStatistics:
     """How a video has been received.
@@ -176,8 +181,7 @@ class Reception:
         self._buffer: EarlyBuffer | None = None
         self._asked = 0
         self._report: tuple[float, int] | None = None
-        is_known = ".".join(aiortc.__version__.split(".")[:2]) in TESTED_VERSIONS
-        if is_known and all(hasattr(receiver, _MANGLED + name) for name in _NAMES):
+        if is_tested() and all(hasattr(receiver, _MANGLED + name) for name in _NAMES):
             self._install()
 
     def statistics(self) -> ReceptionStatistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
@@ -126,11 +127,12 @@ def _datagrams(peer: Peer) -> list[asyncio.DatagramTransport]:
     return found
 
 
-async def test_camera_that_never_connects_loses_its_place() -> None:
+@pytest.mark.parametrize("receiver", [{}, {"receiver": "aiortc"}], ids=["browser", "aiortc"])
+async def test_camera_that_never_connects_loses_its_place(receiver: dict[str, str]) -> None:
     """An offer alone holds a place for so long and no longer."""
     service = Mirror()
     async with serving(service, limits=ClientLimits(connect_s=0.4)) as rig:
-        await offered(rig, status=200)
+        await offered(rig, status=200, **receiver)
         await rig.empty()
         await rig.until(lambda: not service.here)
         assert service.seen[0].closed == "unconnected"
@@ -142,13 +144,14 @@ async def test_offers_that_cannot_be_read_are_refused() -> None:
         await offered(rig, status=400, sdp="rubbish")
         await offered(rig, status=400, sdp=7)
         await offered(rig, status=400, type="answer")
+        assert "Send 'aiortc'" in await offered(rig, status=400, receiver="mine")
         assert "There are: main" in await offered(rig, status=404, service="other")
         await offered(rig, status=413, padding="x" * 20_000)
         for body in ("", "rubbish", "[1]", "[" * 5000):
             async with rig.web.post(f"{rig.url}api/offer", data=body) as response:
                 assert response.status == 400
         assert not rig.roster.clients
-        assert 'partime_refused_total{cause="offer"} 3.0' in await rig.text("metrics")
+        assert 'partime_refused_total{cause="offer"} 4.0' in await rig.text("metrics")
 
 
 async def test_camera_whose_service_gives_up_at_once_hears_why() -> None:

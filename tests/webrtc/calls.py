@@ -76,9 +76,10 @@ async def connect(caller: Peer, answerer: Peer) -> None:
 
 
 @asynccontextmanager
-async def calling(*, silence_s: float = 3.0) -> AsyncIterator[Call]:
+async def calling(*, silence_s: float = 3.0, ends_pictures: bool = False) -> AsyncIterator[Call]:
     """Connect two peers, the caller with a camera and a data channel."""
-    async with Peer(silence_s=silence_s) as caller, Peer(silence_s=silence_s) as answerer:
+    caller = Peer(silence_s=silence_s, ends_pictures=ends_pictures)
+    async with caller, Peer(silence_s=silence_s) as answerer:
         camera = PictureTrack(frame_rate=1000.0)
         caller.send_video(camera)
         control = caller.open_channel("control")

@@ -12,17 +12,25 @@ import pytest
 import pytest_asyncio
 from blockbuster import BlockBuster
 
+from partime_async.webrtc import track
+
+_PATIENCE_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _pictures_are_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no picture come twice, which one that stands for a second does, as it may on a busy machine."""
+    monkeypatch.setattr(track, "_REPEAT_S", 3600.0)
+
 
 @pytest_asyncio.fixture(autouse=True)
 async def _no_task_is_left() -> AsyncIterator[None]:
     """Fail a test that leaves a task behind."""
     yield
     # Closing a socket takes the loop a turn or two after everything of ours has ended.
-    for _ in range(20):
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        if not left:
-            return
-        await asyncio.sleep(0.01)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+        _, left = await asyncio.wait(left, timeout=_PATIENCE_S)
     assert not left, f"the test left tasks: {left}"
 
 
@@ -35,7 +43,7 @@ def _no_thread_is_left(request: pytest.FixtureRequest, caplog: pytest.LogCapture
     # The loop's own executor, on which aiortc encodes, is shut down with the loop.
     left = [each for each in set(threading.enumerate()) - before if not each.name.startswith(("asyncio_", "uvloop_"))]
     for thread in left:
-        thread.join(2.0)
+        thread.join(_PATIENCE_S)
     alive = [each.name for each in left if each.is_alive()]
     assert not alive, f"the test left threads: {alive}"
     complaints = [

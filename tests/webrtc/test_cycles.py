@@ -55,7 +55,7 @@ async def freed(parts: Watched) -> None:
 
 async def called(end: Callable[[Call], Peer]) -> Watched:
     """Let two peers talk, and end it; return what is to be gone, of both."""
-    async with calling() as call:
+    async with calling(ends_pictures=True) as call:
         await call.show(1)
         assert call.control.send("hello")
         parts = {f"caller's {name}": part for name, part in watched(call.caller).items()}

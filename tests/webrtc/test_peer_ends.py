@@ -56,9 +56,9 @@ async def test_peer_whose_other_side_dies_notices_the_silence() -> None:
 
 async def test_peer_with_nothing_to_say_is_not_taken_for_dead() -> None:
     """A connection without a picture or a message stays, as long as the other side answers."""
-    async with calling(silence_s=0.2) as call:
+    async with calling(silence_s=0.4) as call:
         await until(lambda: call.answerer.statistics().round_trip_s is not None)
-        await asyncio.sleep(0.6)  # three silences: there is no event of nothing happening
+        await asyncio.sleep(1.2)  # three silences: there is no event of nothing happening
         assert call.answerer.statistics().state == "connected"
 
 

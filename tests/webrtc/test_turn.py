@@ -63,7 +63,7 @@ async def test_peers_whose_only_way_is_a_relay_exchange_frames_both_ways(
             [pair] = transport_of._connection._nominated.values()
             assert pair.local_candidate.type == "relay"
             began = time.monotonic()
-        assert time.monotonic() - began < 3.0  # closing tells the relay, and does not wait for it
+        assert time.monotonic() - began < PATIENCE_S  # closing tells the relay, and does not wait for it
 
 
 @needs_coturn
@@ -94,7 +94,7 @@ async def test_relay_with_wrong_credentials_is_an_error_at_once_and_without_them
         async with called(Ice.servers([server], relay_only=True), Ice.loopback()) as (caller, _):
             with pytest.raises(pa.ConfigurationError, match=r"turn:127.* gave no address: 401 Unauthorized\. Check"):
                 await caller.offer()
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < PATIENCE_S
         async with called(Ice.servers([server]), Ice.loopback()) as (caller, answerer):
             await connect(caller, answerer)  # there is another way
     warned = [each.getMessage() for each in caplog.records if each.name == "partime_async.webrtc.ice"]
@@ -130,7 +130,7 @@ async def test_relay_that_cannot_be_reached_is_an_error_in_time(
         assert SECRET not in str(caught.value)
     async with called(Ice.servers([server]), Ice.loopback()) as (caller, answerer):
         await connect(caller, answerer)
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < PATIENCE_S
 
 
 async def test_relay_that_takes_connections_and_says_nothing_is_an_error_in_time(
