@@ -28,7 +28,7 @@ _LEEWAY = 0.2
 """Share of the slowest stage's time by which a frame is let in early, as stages take now more, now less: with a jitter
 of 5% it costs less than a hundredth of the frames/s, and makes every frame that much older."""
 
-_PATIENCE = 0.25
+_PATIENCE = 0.35
 """Share of the time between two frames that frames may wait for a lesson on average: of one lesson in two frames, most
 of it falls on one of them. With more, lessons follow each other until frames are lost."""
 
