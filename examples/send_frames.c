@@ -42,7 +42,10 @@ int main(int argc, char **argv) {
         return 2;
     }
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[2]))};
-    inet_pton(AF_INET, argv[1], &address.sin_addr);
+    if (inet_pton(AF_INET, argv[1], &address.sin_addr) != 1) {
+        fprintf(stderr, "%s is no IPv4 address\n", argv[1]);
+        return 2;
+    }
     int out = socket(AF_INET, SOCK_STREAM, 0);
     if (connect(out, (struct sockaddr *)&address, sizeof address) != 0) {
         perror("connect");

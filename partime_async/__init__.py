@@ -2,6 +2,7 @@
 
 from partime_async import targets
 from partime_async.accounting import DropCause, FeedStatistics, FrameCounts
+from partime_async.checkpoint import Snapshot
 from partime_async.devices import CpuDevice, CudaDevice, SimulatedDevice
 from partime_async.errors import (
     CheckpointError,
@@ -85,6 +86,7 @@ __all__ = [
     "SimulatedDevice",
     "SinkError",
     "SkipStatistics",
+    "Snapshot",
     "SourceError",
     "SourceFrame",
     "StageError",

@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import secrets
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -38,6 +40,8 @@ FORMAT = 1
 
 _KEY = "partime_async"
 _PREFIX = "learning/"
+_WRAPPERS = ("state_dict", "model_state_dict")
+"""Under which training programs keep the weights, beside what else they write."""
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -62,13 +66,13 @@ class StageRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What a file holds.
+class Snapshot:
+    """All that a network has learned up to one frame boundary: in memory, and what a file holds.
 
     Attributes:
         weights: The module's `state_dict`, on the CPU.
         frames: How many frames had been through the network, over all its runs.
-        stages: What each stage had learned; None: it was written without a learner.
+        stages: What each stage had learned; None: it had no learner.
     """
 
     weights: Mapping[str, Tensor]
@@ -76,25 +80,24 @@ class Checkpoint:
     stages: tuple[StageRecord, ...] | None
 
 
-def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; blocks. If it fails, a file that was there before is still there.
+def write(path: Path, snapshot: Snapshot) -> None:
+    """Write a snapshot; blocks. If it fails, a file that was there before is still there.
 
     Raises:
         CheckpointError: Something in it cannot be written, or the file cannot.
         MissingDependencyError: safetensors is not installed.
     """
     safetensors = _library()
-    if not path.parent.is_dir():
-        raise CheckpointError(str(path), f"there is no folder {path.parent}. Create it first.")
-    tensors = {name: item for name, item in checkpoint.weights.items() if isinstance(item, Tensor)}
-    extra = {name: item for name, item in checkpoint.weights.items() if not isinstance(item, Tensor)}
+    check_place(path)
+    tensors = {name: item for name, item in snapshot.weights.items() if isinstance(item, Tensor)}
+    extra = {name: item for name, item in snapshot.weights.items() if not isinstance(item, Tensor)}
     encoder = _Encoder(str(path), tensors)
-    stages = checkpoint.stages
+    stages = snapshot.stages
     header: dict[str, Json] = {
         "format": FORMAT,
         "library": _own_version(),
         "torch": torch.__version__,
-        "frames": checkpoint.frames,
+        "frames": snapshot.frames,
         "extra": encoder.encoded(extra, f"{_PREFIX}extra"),
         "stages": None if stages is None else [encoder.stage(*numbered) for numbered in enumerate(stages)],
     }
@@ -112,25 +115,43 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read(path: Path) -> Checkpoint:
-    """Read a checkpoint; blocks. A safetensors file of another program is one of weights alone.
+def check_place(path: Path) -> None:
+    """See that a checkpoint could be written there, before there is one to lose; blocks.
 
     Raises:
-        CheckpointError: It is no safetensors file, is damaged, or was written by a later version of this library.
+        CheckpointError: It could not; the caller's fault.
+    """
+    if not path.parent.is_dir():
+        raise CheckpointError(str(path), f"there is no folder {path.parent}. Create it first.")
+    if path.is_dir():
+        raise CheckpointError(str(path), "it is a folder. Name a file in it.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise CheckpointError(str(path), f"nothing may be written into {path.parent}. Choose another folder.")
+
+
+def read(path: Path) -> Snapshot:
+    """Read a checkpoint; blocks. A safetensors file of another program, or what `torch.save` wrote, is weights alone.
+
+    Raises:
+        CheckpointError: It is neither, is damaged, or was written by a later version of this library.
         FileNotFoundError: There is no such file.
         MissingDependencyError: safetensors is not installed.
     """
     safetensors = _library()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
+    if zipfile.is_zipfile(path):
+        return Snapshot(_saved_by_torch(path), 0, None)
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise CheckpointError(str(path), f"it is no safetensors file, or damaged: {error}.") from error
+        raise CheckpointError(
+            str(path), f"it is no safetensors file, and none of torch.save, or damaged: {error}."
+        ) from error
     if _KEY not in metadata:
-        return Checkpoint(tensors, 0, None)
+        return Snapshot(tensors, 0, None)
     try:
         header = json.loads(metadata[_KEY])
         written = int(header["format"])
@@ -140,6 +161,23 @@ def read(path: Path) -> Checkpoint:
     if found is None:
         raise CheckpointError(str(path), f"it has the format {written}, known is {FORMAT}. Update partime-async.")
     return found
+
+
+def _saved_by_torch(path: Path) -> dict[str, Tensor]:
+    """Return the weights in a file of `torch.save`; nothing in it is executed."""
+    remedy = "Write the weights alone: torch.save(module.state_dict(), path)."
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            str(path), f"it is damaged, or holds other things than weights, such as a whole module. {remedy}"
+        ) from error
+    for name in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    if not isinstance(found, dict) or not any(isinstance(item, Tensor) for item in found.values()):
+        raise CheckpointError(str(path), f"it holds a {type(found).__name__} without weights. {remedy}")
+    return dict(found)
 
 
 class _Encoder:
@@ -205,12 +243,12 @@ class _Encoder:
         )
 
 
-def _parsed(header: dict[str, Json], tensors: Mapping[str, Tensor]) -> Checkpoint:
+def _parsed(header: dict[str, Json], tensors: Mapping[str, Tensor]) -> Snapshot:
     stages = cast("list[dict[str, Json]] | None", header["stages"])
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PREFIX)}
     weights |= cast("dict[str, Tensor]", _decoded(header["extra"], tensors))
     learned = None if stages is None else tuple(_stage(stage, tensors) for stage in stages)
-    return Checkpoint(weights, cast("int", header["frames"]), learned)
+    return Snapshot(weights, cast("int", header["frames"]), learned)
 
 
 def _stage(header: dict[str, Json], tensors: Mapping[str, Tensor]) -> StageRecord:

@@ -407,7 +407,8 @@ class Sender:
 
     @property
     def _told(self) -> str:
-        return self._url._replace(query="").geturl()
+        url = self._url
+        return f"{url.scheme}://{url.netloc}{url.path}"  # geturl() leaves out the slashes of unix:///path
 
     @property
     def _is_datagram(self) -> bool:
@@ -507,20 +508,35 @@ def _read(connection: socket.socket, end: float | None) -> bytes | None:
 
 
 def send_lines(sender: Sender, lines: Iterable[str]) -> int:
-    """Send every line of numbers, separated by commas or white space, as a frame; return how many there were."""
+    """Send every line of numbers, separated by commas or white space, as a frame; return how many lines were none.
+
+    A sensor's program may begin with a heading, and its line may be garbled now and then: that costs no other line.
+    """
+    skipped = 0
     for line in lines:
-        if line.strip():
-            sender.send([float(number) for number in line.replace(",", " ").split()])
-    return sender.sequence
+        try:
+            numbers = [float(number) for number in line.replace(",", " ").split()]
+        except ValueError:
+            skipped += 1
+        else:
+            if numbers:
+                sender.send(numbers)
+    return skipped
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Send the lines of standard input to the URL given."""
+    """Send the lines of standard input to the URL given; return 2 if that cannot be, in words."""
     if len(arguments) != 1:
         sys.stderr.write("usage: python client.py URL < lines of numbers\n")
         return 2
-    with Sender(arguments[0]) as sender:
-        sys.stderr.write(f"{send_lines(sender, sys.stdin)} frames sent\n")
+    try:
+        with Sender(arguments[0]) as sender:
+            skipped = send_lines(sender, sys.stdin)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    told = f", {skipped} lines skipped that are no numbers" if skipped else ""
+    sys.stderr.write(f"{sender.sequence} frames sent{told}\n")
     return 0
 
 

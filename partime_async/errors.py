@@ -59,10 +59,20 @@ class LabelError(PartimeError, ValueError):
         self.index = index
         self.latest = latest
         self.delay = delay
-        super().__init__(
-            f"frame {index} cannot be labelled: frame {latest} is the newest, and a target may come until {delay} "
-            "frame(s) after its own were admitted. Use the index of a result, or a Learner with a larger label_delay."
-        )
+        if not 0 <= index <= latest:
+            what = f"no such frame was admitted: the newest is {latest}. Use the index of a result."
+        elif not delay:
+            what = (
+                "the learner has no label_delay, so a target comes with its frame. Pass it to put() or process(), or "
+                "make a Learner with a label_delay."
+            )
+        else:
+            what = (
+                f"frame {latest} was admitted meanwhile, and with a label_delay of {delay} a target has to come before "
+                f"frame {index + delay} is. Make a Learner with a larger label_delay: it has to cover the frames that "
+                "are in flight, too."
+            )
+        super().__init__(f"frame {index} cannot be labelled: {what}")
 
 
 class FeedClosed(PartimeError):
@@ -125,10 +135,10 @@ class NonFiniteError(PartimeError, ArithmeticError):
 
 
 class CheckpointError(PartimeError, ValueError):
-    """A checkpoint that cannot be written or read, or is of another network or learner.
+    """A checkpoint that cannot be written or read, or one or a snapshot that is of another network or learner.
 
     Attributes:
-        path: The file.
+        path: The file; ``the snapshot`` if it was none.
     """
 
     def __init__(self, path: str, reason: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from partime_async.assembly import Assembly, assemble
+from partime_async.checkpoint import Snapshot
 from partime_async.clock import Clock, MonotonicClock
 from partime_async.devices import Device, DeviceEvent, Notifier
 from partime_async.errors import DeadlineExceeded, PipelineNotRunning
@@ -50,8 +51,9 @@ class Pipeline:
             evaluation mode is kept.
         example: A frame as it will come: a tensor, or a tuple of tensors, with the batch dimension. A Sequential gets a
             tuple as its one input, any other module as its arguments.
-        stages: How many stages; None: the planner decides.
-        balance: Layers per stage; instead of `stages`.
+        stages: How many stages; None: the planner decides. Where to cut is measured, and may differ from run to run; so
+            may, with it, what is learned by a rule whose gradients are late. `plan.balance` says what it was.
+        balance: Layers per stage; instead of `stages`. With it, the same frames give the same weights, bit for bit.
         devices: One per stage, e.g. ``["cuda:0", "cuda:1"]``; fewer are used in turn. None: every GPU, or the CPU.
         learner: How the network learns from the frames; None: it does not.
         capacity: Frames that may wait in a feed.
@@ -179,8 +181,8 @@ class Pipeline:
                 ``fail``; see `Overflow`.
             max_age_s: Frames older than this many seconds when their turn comes are dropped.
             capacity: Frames that may wait in the feed; the pipeline's by default; ``latest`` holds one.
-            learn: Which frames with a target are learned from: ``always``, all of them; ``spare``, those that find the
-                stages free, so that learning costs hardly any frames; see `Learn`.
+            learn: Which frames with a target are learned from: ``always``, all of them; ``spare``, those that
+                hardly any other frame waits for, so that learning costs none; see `Learn`.
 
         Raises:
             ConfigurationError: Options that cannot be.
@@ -192,7 +194,10 @@ class Pipeline:
     # -- learning -------------------------------------------------------------------------------------------------
 
     async def label(self, index: int, target: Value) -> None:
-        """Give the target of an earlier frame, at most the learner's `label_delay` frames after its admission.
+        """Give the target of an earlier frame, before the frame `label_delay` places behind it is admitted.
+
+        Frames are admitted ahead of the results, as many as are in flight: the delay has to cover those, and how long a
+        target takes to come. They are fewest while a live feed is open, as ``latest``; see `feed`.
 
         Args:
             index: `Result.index` of the frame.
@@ -209,7 +214,8 @@ class Pipeline:
     async def freeze(self) -> None:
         """Stop learning between two frames, the same two in every stage; inference goes on.
 
-        While frozen, stages keep nothing to come back to: gradients on their way are let go.
+        While frozen, stages keep nothing to come back to: gradients on their way are let go, and so are frames that
+        wait for a late label, whose loss is not measured then.
 
         Raises:
             ConfigurationError: The pipeline does not learn.
@@ -276,6 +282,29 @@ class Pipeline:
         """
         return await self._weights.evaluate(function, threads=threads)
 
+    async def snapshot(self) -> Snapshot:
+        """Return a copy of all that `save` would write, in memory and on the CPU; the stream goes on meanwhile.
+
+        Raises:
+            PipelineNotRunning: The pipeline was never entered.
+        """
+        return await self._weights.snapshot()
+
+    async def resume(self, snapshot: Snapshot, *, weights_only: bool = False) -> None:
+        """Go on from a snapshot of this pipeline, or of another one of the same network, as `load` does from a file.
+
+        Args:
+            snapshot: Of `snapshot`. It is copied, and stays as it is.
+            weights_only: Take the weights, and leave the optimisers as they are.
+
+        Raises:
+            CheckpointError: It is of another network, cut or optimiser; nothing was changed.
+            PipelineNotRunning: The pipeline was never entered.
+
+        Cancellation: safe; all stages take it, or none.
+        """
+        await self._weights.resume(snapshot, weights_only=weights_only)
+
     async def save(self, path: str | PathLike[str]) -> None:
         """Write the weights, and all that learning remembers, to a safetensors file; the stream goes on meanwhile.
 
@@ -297,11 +326,13 @@ class Pipeline:
         """Go on from a file that `save` wrote, between two frames, the same two in every stage.
 
         All is checked before anything changes. The optimisers take the saved learning rates, too. A pipeline without a
-        learner takes the weights, and so does any pipeline of a safetensors file that another program wrote.
+        learner takes the weights alone. So can any pipeline of a file of another program: by safetensors, or what
+        ``torch.save(module.state_dict(), path)`` wrote, of which nothing is executed.
 
         Args:
             path: The file.
-            weights_only: Take the weights, and leave the optimisers as they are.
+            weights_only: Take the weights, and leave the optimisers as they are; for a learner, of another program's
+                file.
 
         Raises:
             CheckpointError: It is damaged, or of another network, cut or optimiser; nothing was changed.

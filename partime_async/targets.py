@@ -54,7 +54,7 @@ async def ahead(source: AsyncIterable[Item] | Iterable[Item], steps: int = 1) ->
             if len(waiting) > steps:
                 yield replace(waiting.popleft(), target=frame.value)
         while waiting:
-            yield waiting.popleft()
+            yield replace(waiting.popleft(), target=None)  # not the source's own, which is of another kind
     finally:
         await frames.aclose()
 
@@ -80,7 +80,7 @@ async def of_last(
         async for item in frames:
             frame = _as_frame(item)
             values.append(frame.value)
-            yield replace(frame, target=function(tuple(values))) if len(values) == count else frame
+            yield replace(frame, target=function(tuple(values)) if len(values) == count else None)
     finally:
         await frames.aclose()
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from partime_async.assembly import Assembly, Part
-from partime_async.checkpoint import Checkpoint, StageRecord, read, write
+from partime_async.checkpoint import Snapshot, StageRecord, read, write
 from partime_async.errors import CheckpointError, ConfigurationError
 from partime_async.evaluation import Contents, evaluated
 from partime_async.flight import Mark
@@ -54,30 +54,38 @@ class Weights:
 
         return await evaluated(function, make, threads=threads)
 
-    async def save(self, path: Path) -> None:
-        """Write all that was learned to a file."""
+    async def snapshot(self) -> Snapshot:
+        """Return a copy of all that was learned."""
         assembly = self._assembly
         records, frames = await self._at_a_boundary([_recording(part) for part in assembly.parts])
         stages = tuple(record for _, record in records if record is not None)
         weights = assembly.merge([contents.state for contents, _ in records])
-        checkpoint = Checkpoint(weights, frames, stages or None)
-        await in_thread(lambda: write(path, checkpoint), name="partime save")
+        return Snapshot(weights, frames, stages or None)
+
+    async def save(self, path: Path) -> None:
+        """Write all that was learned to a file."""
+        snapshot = await self.snapshot()
+        await in_thread(lambda: write(path, snapshot), name="partime save")
 
     async def load(self, path: Path, *, weights_only: bool) -> None:
         """Go on from a file."""
-        checkpoint = await in_thread(lambda: read(path), name="partime load")
+        snapshot = await in_thread(lambda: read(path), name="partime load")
+        await self.resume(snapshot, weights_only=weights_only, origin=str(path))
+
+    async def resume(self, snapshot: Snapshot, *, weights_only: bool, origin: str = "the snapshot") -> None:
+        """Go on from a snapshot; `origin` says in errors where it is from."""
         try:
-            actions = self._assembly.replacements(checkpoint.weights)
+            actions = self._assembly.replacements(snapshot.weights)
         except ConfigurationError as error:
-            raise CheckpointError(str(path), str(error)) from error
+            raise CheckpointError(origin, str(error)) from error
         if self._assembly.learner is not None and not weights_only:
-            stages = _learned(path, checkpoint, self._assembly.parts)
-            await in_thread(lambda: _rehearse(path, stages, self._assembly.parts), name="partime load")
+            stages = _learned(origin, snapshot, self._assembly.parts)
+            await in_thread(lambda: _rehearse(origin, stages, self._assembly.parts), name="partime load")
             learnings = zip(actions, stages, self._assembly.parts, strict=True)
             actions = [_resuming(action, stage, part) for action, stage, part in learnings]
         _, frames = await self._at_a_boundary(actions, changes_weights=True)
-        self._assembly.frames += checkpoint.frames - frames
-        await self._tell_skip(checkpoint.weights)
+        self._assembly.frames += snapshot.frames - frames
+        await self._tell_skip(snapshot.weights)
 
     async def _at_a_boundary(
         self, actions: Sequence[Callable[[], T]], *, changes_weights: bool = False
@@ -119,41 +127,41 @@ def _resuming(replace: Callable[[], None], stage: StageRecord, part: Part) -> Ca
     return resume
 
 
-def _learned(path: Path, checkpoint: Checkpoint, parts: Sequence[Part]) -> Sequence[StageRecord]:
+def _learned(origin: str, snapshot: Snapshot, parts: Sequence[Part]) -> Sequence[StageRecord]:
     """Return what each stage had learned, if it is what these stages can go on from."""
     remedy = "Pass weights_only=True to go on from the weights with the optimisers as they are."
-    if checkpoint.stages is None:
-        raise CheckpointError(str(path), f"it was written without a learner, and this pipeline has one. {remedy}")
-    written = [stage.parameters for stage in checkpoint.stages]
+    if snapshot.stages is None:
+        raise CheckpointError(origin, f"it was made without a learner, and this pipeline has one. {remedy}")
+    written = [stage.parameters for stage in snapshot.stages]
     wanted = [_trained(part) for part in parts]
     if written != wanted:
         raise CheckpointError(
-            str(path),
+            origin,
             f"its {len(written)} stage(s) train {list(map(len, written))} parameters, and those of this pipeline "
             f"{list(map(len, wanted))}, or others. Cut the network as it was, with balance, and freeze the same "
             f"parameters. Or: {remedy}",
         )
-    for number, (stage, part) in enumerate(zip(checkpoint.stages, parts, strict=True)):
+    for number, (stage, part) in enumerate(zip(snapshot.stages, parts, strict=True)):
         assert part.learner is not None
         if stage.kinds != part.learner.kinds:
             raise CheckpointError(
-                str(path),
+                origin,
                 f"stage {number} was trained with {_told(stage.kinds)}, and this pipeline has "
                 f"{_told(part.learner.kinds)}. Use the same optimizer and scheduler. Or: {remedy}",
             )
-    return checkpoint.stages
+    return snapshot.stages
 
 
-def _rehearse(path: Path, stages: Sequence[StageRecord], parts: Sequence[Part]) -> None:
+def _rehearse(origin: str, stages: Sequence[StageRecord], parts: Sequence[Part]) -> None:
     for number, (stage, part) in enumerate(zip(stages, parts, strict=True)):
         assert part.learner is not None
         try:
             part.learner.rehearse(stage.memory)
         except Exception as error:
             raise CheckpointError(
-                str(path),
+                origin,
                 f"the optimizer or scheduler of stage {number} does not take what is in it: "
-                f"{type(error).__name__}: {error}. Use those that it was written with.",
+                f"{type(error).__name__}: {error}. Use those that it was made with.",
             ) from error
 
 

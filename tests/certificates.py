@@ -14,6 +14,17 @@ from cryptography.x509.oid import NameOID
 
 NAMES = ("localhost", "127.0.0.1")
 _DAY = timedelta(days=1)
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,8 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         own = self._builder(self._name, self._key).issuer_name(self._name)
         own = own.add_extension(x509.BasicConstraints(True, 0), critical=True)
+        own = own.add_extension(_SIGNS, critical=True)
+        own = own.add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
         self.ca = folder / f"{name.replace(' ', '-')}.pem"
         self.ca.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
@@ -65,6 +78,9 @@ class Authority:
         if is_self_signed:
             signed = builder.issuer_name(subject).sign(key, hashes.SHA256())
         else:
+            # Python 3.13 refuses a certificate that does not name the key that has signed it.
+            by = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+            builder = builder.add_extension(by, critical=False)
             signed = builder.issuer_name(self._name).sign(self._key, hashes.SHA256())
         pair = Pair(self._folder / f"{label}.pem", self._folder / f"{label}.key")
         pair.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))

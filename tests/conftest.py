@@ -14,10 +14,21 @@ import pytest_asyncio
 import torch
 import uvloop
 from blockbuster import BlockBuster
+from hypothesis import settings
+
+from tests.certificates import Authority
+
+# A machine that other programs use may take any time over an example.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 # The plugin for virtual time makes a loop before synchronous tests, which nobody would close; told that there is none,
 # it makes none.
 asyncio.set_event_loop(None)
+
+# The threads of one operator spin while they wait for each other: where other programs want the cores, that costs a
+# minute instead of a second. Stages have counts of their own.
+torch.set_num_threads(1)
 
 _JOIN_TIMEOUT_S = 10.0
 
@@ -51,6 +62,12 @@ def pytest_asyncio_loop_factories(
 def _is_guarded(item: pytest.Item) -> bool:
     # The folders below have fixtures, and rules, of their own.
     return pytest_asyncio.is_async_test(item) and item.path.parent == Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Return who signs a module's certificates."""
+    return Authority(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +136,13 @@ def _loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
     guard.activate()
     yield
     guard.deactivate()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests the time that they take where other programs want the cores."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
 
 
 def pytest_configure(config: pytest.Config) -> None:

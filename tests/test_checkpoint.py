@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import struct
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import partime_async as pa
-from partime_async.checkpoint import FORMAT, Checkpoint, StageRecord, read, write
+from partime_async.checkpoint import FORMAT, Snapshot, StageRecord, read, write
 from partime_async.learning.stepper import Memory
 from partime_async.offload import in_thread
 from tests.nets import TIMEOUT_S, Gate, Gated, dense
@@ -78,7 +79,7 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         assert torch.equal(found[name], tensor), name
 
 
-async def read_off_loop(path: Path) -> Checkpoint:
+async def read_off_loop(path: Path) -> Snapshot:
     """Read a file where that may block."""
     return await in_thread(lambda: read(path), name="read")
 
@@ -118,6 +119,40 @@ async def test_learning_goes_on_from_a_file_bit_for_bit(name: str, rule: pa.Upda
     assert [result.weight_versions for result in found] == [result.weight_versions for result in expected]
     assert [result.loss for result in found] == [result.loss for result in expected]
     assert_same(await second.state_dict(), await first.state_dict())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+async def test_learning_goes_on_from_a_snapshot_bit_for_bit(name: str) -> None:
+    """In memory it is the same as by a file, twice over: what goes on from a snapshot changes nothing in it."""
+    learner = pa.Learner(mse, OPTIMIZERS[name], scheduler=warm_up)
+    before, after = pairs(12), pairs(14, seed=1)
+    first = pipeline_of(learner)
+    async with first:
+        await taught(first, before)
+        snapshot = await first.snapshot()
+    async with first:
+        await taught(first, after)
+        expected = await first.state_dict()
+    for _ in range(2):
+        async with pipeline_of(learner) as second:
+            await second.resume(snapshot)
+            await taught(second, after)
+            assert_same(await second.state_dict(), expected)
+
+
+async def test_snapshot_of_another_optimizer_or_network_is_refused_and_changes_nothing() -> None:
+    """The error says that it is a snapshot, and what it was made with; its weights alone can be taken."""
+    async with pipeline_of(pa.Learner(mse, OPTIMIZERS["adam"])) as first, pipeline_of(pa.Learner(mse, SGD)) as second:
+        await taught(first, pairs(4))
+        snapshot, before = await first.snapshot(), await second.state_dict()
+        with pytest.raises(pa.CheckpointError, match=r"^the snapshot: stage 0 was trained with .*Adam "):
+            await second.resume(snapshot)
+        assert_same(await second.state_dict(), before)
+        await second.resume(snapshot, weights_only=True)
+        assert_same(await second.state_dict(), snapshot.weights)
+        async with pa.Pipeline(dense(), EXAMPLE, stages=1) as other:
+            with pytest.raises(pa.CheckpointError, match=r"^the snapshot: "):
+                await other.resume(snapshot)
 
 
 async def test_exact_learning_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
@@ -232,6 +267,46 @@ async def test_safetensors_file_of_another_program_is_one_of_weights(tmp_path: P
         assert_same(await pipeline.state_dict(), other.state_dict())
 
 
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
+async def test_weights_that_torch_saved_are_taken(wrapper: str | None, tmp_path: Path) -> None:
+    """As they are, or under the name that training programs keep them by, beside an optimiser's."""
+    path, module = tmp_path / "net.pt", net()
+    state = module.state_dict()
+    torch.save(state if wrapper is None else {wrapper: state, "epoch": 3, "optimizer": {"state": {}}}, path)
+    async with pipeline_of(pa.Learner(mse, SGD)) as pipeline:
+        with torch.no_grad():
+            await pipeline.load_state_dict({name: torch.ones_like(item) for name, item in state.items()})
+        await pipeline.load(path, weights_only=True)
+        assert_same(await pipeline.state_dict(), state)
+        with pytest.raises(pa.CheckpointError, match="weights_only=True"):
+            await pipeline.load(path)
+
+
+class Harm:
+    """Runs something when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (Path("harm"),)
+
+
+async def test_file_of_torch_with_more_than_weights_is_refused_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole module, code, a traced program, a list: the remedy is said, and nothing of it is executed."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(net(), tmp_path / "module.pt")
+    torch.save({"weight": Harm()}, tmp_path / "harm.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"epoch": 1}, tmp_path / "empty.pt")
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as other:
+        other.writestr("readme", "hello")
+    async with pipeline_of(None) as pipeline:
+        for name in ("module", "harm", "list", "empty", "other"):
+            with pytest.raises(pa.CheckpointError, match=r"Write the weights alone: torch\.save\(module\.state_dict"):
+                await pipeline.load(tmp_path / f"{name}.pt")
+    assert "harm" not in {path.name for path in files_in(tmp_path)}
+
+
 async def test_load_of_another_optimizer_schedule_or_cut_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     """What does not fit is named before anything changes."""
     path = tmp_path / "net.safetensors"
@@ -329,7 +404,7 @@ async def test_optimizer_state_of_another_make_is_refused_before_anything_change
         odd = StageRecord(
             last.parameters, last.version, last.updates, last.kinds, Memory({"state": {}, "param_groups": groups}, None)
         )
-        await in_thread(lambda: write(path, Checkpoint(whole.weights, whole.frames, (first, odd))), name="write")
+        await in_thread(lambda: write(path, Snapshot(whole.weights, whole.frames, (first, odd))), name="write")
         before = await pipeline.state_dict()
         with pytest.raises(pa.CheckpointError, match="stage 1 does not take"):
             await pipeline.load(path)
@@ -418,9 +493,7 @@ def test_file_holds_every_kind_of_value_that_optimizers_and_schedules_remember(t
     stage = StageRecord(("0.weight",), 7, 6, ("a.B", "c.D"), Memory(optimizer, scheduler))
     write(
         path,
-        Checkpoint(
-            {"0.weight": torch.randn(2, 2)}, 3, (stage, StageRecord((), 0, 0, (None, None), Memory(None, None)))
-        ),
+        Snapshot({"0.weight": torch.randn(2, 2)}, 3, (stage, StageRecord((), 0, 0, (None, None), Memory(None, None)))),
     )
     found = read(path)
     assert found.stages is not None
@@ -453,7 +526,7 @@ def test_value_without_a_safe_form_is_refused(value: object, tmp_path: Path) -> 
     path = tmp_path / "tree.safetensors"
     stage = StageRecord((), 0, 0, (None, None), Memory({"odd": value}, None))
     with pytest.raises(pa.CheckpointError, match="0/optimizer/odd"):
-        write(path, Checkpoint({}, 0, (stage,)))
+        write(path, Snapshot({}, 0, (stage,)))
     assert not files_in(tmp_path)
 
 

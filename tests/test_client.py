@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,25 @@ def read(connection: socket.socket) -> Message:
     return decode(data)
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("ws://127.0.0.1:1/frames", "cannot be connected to. Give tcp://host:port"),
+        ("tcp://127.0.0.1:1?format=json", "Only tcps has options"),
+        ("unix:///nowhere/at/all", "unix:///nowhere/at/all"),
+    ],
+)
+def test_client_that_cannot_connect_as_asked_says_so_in_one_line(
+    url: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its user sees what is wrong with the address, and no traceback."""
+    monkeypatch.setattr(sys, "stdin", ["1 2 3"])
+    monkeypatch.setattr(client, "Sender", partial(Sender, patience_s=0.1))
+    assert client.main([url]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
 def test_client_copied_to_a_device_without_torch_sends_the_lines_of_its_input(tmp_path: Path) -> None:
     """The file alone, with numpy beside it: what is piped in arrives, in order, with an end."""
     source = Path(client.__file__)
@@ -87,12 +107,12 @@ def test_client_copied_to_a_device_without_torch_sends_the_lines_of_its_input(tm
     ):
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write(b"1, 2\n\n3 4\n")
+        process.stdin.write(b"x, y\n1, 2\n\n3 4\n5 6 garbl")
         process.stdin.close()
         with found.accept() as connection:
             messages = [read(connection) for _ in range(3)]
         assert process.wait(timeout=20) == 0
-        assert process.stderr.read() == b"2 frames sent\n"
+        assert process.stderr.read() == b"2 frames sent, 2 lines skipped that are no numbers\n"
     assert [message.array.tolist() for message in messages[:2]] == [[1.0, 2.0], [3.0, 4.0]]
     assert [(message.kind, message.sequence) for message in messages] == [
         (Kind.FRAME, 0),
@@ -190,7 +210,7 @@ def test_sender_that_waits_for_a_listener_finds_it() -> None:
     thread = threading.Thread(target=listen)
     thread.start()
     with Sender(url, patience_s=10.0) as sender:
-        assert send_lines(sender, ["1 2 3"]) == 1
+        assert send_lines(sender, ["1 2 3", "no numbers"]) == 1
         thread.join(10.0)
     assert got[0].array.tolist() == [1.0, 2.0, 3.0]
 

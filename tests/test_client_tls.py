@@ -79,12 +79,6 @@ def receiving(pair: Pair, *, ca: Path | None = None) -> Iterator[Receiver]:
         thread.join(20.0)
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    """Return who signs."""
-    return Authority(tmp_path)
-
-
 @pytest.mark.parametrize("is_context", [False, True], ids=["files", "context"])
 def test_sender_over_tls_sends_frames_and_reads_results(authority: Authority, is_context: bool) -> None:
     """As over TCP: frames in order, results back, and an end that says how many there were."""

@@ -20,6 +20,7 @@ EXAMPLES = ROOT / "examples"
 TIMEOUT_S = 90.0
 
 SHORT = {
+    "browser_camera": ("1",),
     "learn_images": ("200",),
     "learn_sensor": ("1500",),
     "learn_video": ("150",),

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.live.chromium_contestants import ChromiumSpec, clip_for
 from benchmarks.live.contestants import EXECUTOR, NICENESS, OURS, RELAY
+from benchmarks.live.fastrtc_peer import FASTRTC_WAYS, is_installed
 from benchmarks.live.networks import HEAVY, LIGHT, TINY, Network
 from benchmarks.record import BenchmarkError, Report, Round
 from benchmarks.rounds import Pace, interleave, say
@@ -22,7 +23,7 @@ from benchmarks.workers import Worker
 SECONDS = 20.0
 _ROUNDS, _EXTRA = 2, 3
 _QUICK_SECONDS, _QUICK_WARM_UP_S, _WARM_UP_S = 1.5, 1.0, 4.0
-_WAYS = (OURS, EXECUTOR, RELAY)
+_WAYS = (OURS, EXECUTOR, RELAY, *FASTRTC_WAYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,10 @@ def _mode(name: str, spec: partial[ChromiumSpec], pace: Pace, settings: Settings
     with ExitStack() as stack:
         # A process each: thread counts stick to a process. One for all is quicker.
         shared = stack.enter_context(Worker()) if settings.is_quick else None
-        workers = {way: shared or stack.enter_context(Worker()) for way in _WAYS}
+        # FastRTC's process takes longer to start than a quick turn of all the others together.
+        has_fastrtc = is_installed() and not settings.is_quick
+        ways = [way for way in _WAYS if has_fastrtc or way not in FASTRTC_WAYS]
+        workers = {way: shared or stack.enter_context(Worker()) for way in ways}
         facts = [worker.open(way, spec(way=way)) for way, worker in workers.items()]
         return interleave(workers, pace, group=name), facts[0]["chromium"]
 
@@ -96,8 +100,14 @@ def _table(report: Report, name: str) -> str:
     mode, rounds, facts = MODES[name], report.of(name), report.facts[name]
     version = facts["chromium"].partition(".")[0]
     head = f"Chromium {version}, {label(report, name)}: {facts['network']}, {facts['one core, ms']} ms on one core"
-    rows = [[way, *(_cell(rounds, mode, way, column) for column in _COLUMNS)] for way in _WAYS]
+    rows = [_row(rounds, mode, way) for way in _WAYS]
     return table([head, *_COLUMNS.values()], rows)
+
+
+def _row(rounds: Sequence[Round], mode: _Mode, way: str) -> list[str]:
+    if not all(way in each.samples for each in rounds):
+        return [way, "not measured", *[""] * (len(_COLUMNS) - 1)]
+    return [way, *(_cell(rounds, mode, way, column) for column in _COLUMNS)]
 
 
 def _cell(rounds: Sequence[Round], mode: _Mode, way: str, column: str) -> str:

@@ -17,6 +17,7 @@ import partime_async as pa
 from benchmarks.live.call import slope
 from benchmarks.live.chromium_clip import write_clip
 from benchmarks.live.contestants import OURS, LiveSpec, _pipeline, _Usual
+from benchmarks.live.fastrtc_peer import FASTRTC_SKIPPING, FASTRTC_WAYS, FastRtc
 from benchmarks.live.networks import Network
 from benchmarks.record import BenchmarkError, Measurement
 from benchmarks.summary import percentile
@@ -72,9 +73,14 @@ class _Chromium:
                 app = make_app({"mirror": _Mirror(pipeline, spec.network.side)}, page=_PAGE)
                 url = (await stack.enter_async_context(Server(app, port=0))).url
             else:
-                url = await stack.enter_async_context(_page_of(_Usual(live)))
+                url = await stack.enter_async_context(_page_of(self._peer(live)))
             found = await self._browser.measure(url, seconds, spec.warm_up_s)
         return measured(found)
+
+    def _peer(self, live: LiveSpec) -> _Usual | FastRtc:
+        if live.way not in FASTRTC_WAYS:
+            return _Usual(live)
+        return FastRtc(live.network, skips_frames=live.way == FASTRTC_SKIPPING, warm_up_s=self._spec.warm_up_s)
 
 
 class _Mirror:
@@ -111,7 +117,7 @@ class _Mirror:
 
 
 @asynccontextmanager
-async def _page_of(server: _Usual) -> AsyncIterator[str]:
+async def _page_of(server: _Usual | FastRtc) -> AsyncIterator[str]:
     """Serve the page for one of the usual ways, and yield its address."""
 
     async def offer(request: web.Request) -> web.Response:

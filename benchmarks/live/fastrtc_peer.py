@@ -25,6 +25,8 @@ from partime_async.webrtc import Description
 FASTRTC, FASTRTC_SKIPPING = "FastRTC", "FastRTC, skip_frames"
 """As its documentation has it, and with its own remedy for networks that are too slow."""
 
+FASTRTC_WAYS = (FASTRTC, FASTRTC_SKIPPING)
+
 REQUIREMENTS = ("fastrtc==0.0.34", "torch==2.13.0", "uvloop==0.23.0")
 _ROOT = Path(__file__).parents[2]
 _ENVIRONMENT = _ROOT / "out" / "fastrtc"

@@ -6,10 +6,39 @@ from typing import Annotated
 
 import typer
 
-from partime_async.cli.doctor import show_doctor
+from partime_async.cli.arguments import (
+    AllowHost,
+    AsJson,
+    Balance,
+    Clip,
+    Devices,
+    Host,
+    IceWay,
+    Loss,
+    Model,
+    Optimizer,
+    Port,
+    Rule,
+    Stages,
+    TlsCert,
+    TlsKey,
+    TlsPasswordFile,
+    TokenFile,
+    WithTraceback,
+)
+from partime_async.cli.doctor import show_doctor, version_of
 from partime_async.cli.evaluate import evaluate as compare_rules
-from partime_async.cli.lessons import LearnOptions
-from partime_async.cli.options import CutOptions, LoopKind, RunOptions, SizeRule, parse_shape, parse_size
+from partime_async.cli.lessons import LEARNING, LearnOptions, refuse_idle
+from partime_async.cli.options import (
+    CutOptions,
+    LoopKind,
+    RunOptions,
+    SizeRule,
+    check_files,
+    parse_shape,
+    parse_size,
+    size_to_compare,
+)
 from partime_async.cli.plan import PlanOptions, show_models, show_plan
 from partime_async.cli.run import run as run_job
 from partime_async.cli.style import errors_told
@@ -26,41 +55,33 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="A name that `partime-async models` lists, or your own 'module:factory'.")
-]
-Stages = Annotated[str, typer.Option("--stages", "-s", metavar="N|auto", help="How many stages; auto: as many as pay.")]
-Balance = Annotated[str | None, typer.Option(metavar="N,N,...", help="Layers per stage, instead of --stages.")]
-Devices = Annotated[
-    list[str] | None,
-    typer.Option("--device", "-d", metavar="DEVICE", help="Of each stage in turn: cpu, cuda:0, ... Repeat it."),
-]
-Host = Annotated[
-    str,
-    typer.Option(
-        help="Where to listen. Beyond this machine it takes a --token-file, and --tls-cert: browsers give their camera "
-        "to pages of https only."
-    ),
-]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")]
-TokenFile = Annotated[
-    str | None, typer.Option(metavar="FILE", help="What clients must know; made if it does not exist.")
-]
-AllowHost = Annotated[list[str] | None, typer.Option(metavar="NAME", help="A name that the server goes by. Repeat it.")]
-IceWay = Annotated[
-    str | None,
-    typer.Option(metavar="HOW", help="loopback, host, or a JSON file of STUN and TURN servers; default: as --host."),
-]
-TlsCert = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Serve https with this certificate (PEM); a renewed one is noticed.")
-]
-TlsKey = Annotated[str | None, typer.Option(metavar="FILE", help="Its key, if that is in another file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
-WithTraceback = Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")]
+
+def _check_learns(context: typer.Context, learn: str | None) -> None:
+    if learn is None:
+        sources = {name: context.get_parameter_source(name) for name in LEARNING}
+        refuse_idle([name for name, source in sources.items() if source is not None and source.name != "DEFAULT"])
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"partime-async {version_of('partime-async')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    tells_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Hold what goes before a command."""
 
 
 @app.command()
 def run(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -93,18 +114,17 @@ def run(
         typer.Option(metavar="WHAT", help="Learn while running: next-frame, itself, or given (by the source)."),
     ] = None,
     spare: Annotated[
-        bool, typer.Option("--spare", help="Learn only from frames that find the stages free, and from one in ten.")
+        bool, typer.Option("--spare", help="Learn only where no other frame has to wait for it, and from one in ten.")
     ] = False,
-    loss: Annotated[str, typer.Option(metavar="NAME", help="mse, l1, huber or cross-entropy.")] = "mse",
-    optimizer: Annotated[
-        str, typer.Option(metavar="NAME:K=V,...", help="sgd, adam, adamw or rmsprop, with torch's own options.")
-    ] = "sgd:lr=0.01",
-    rule: Annotated[
-        str, typer.Option(metavar="RULE", help="pipedream, partime, replay, exact, or a graph and a lag: stash:2.")
-    ] = "pipedream",
-    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Clip each stage's gradient to this norm.")] = None,
+    loss: Loss = "mse",
+    optimizer: Optimizer = "sgd:lr=0.01",
+    rule: Rule = "pipedream",
+    clip: Clip = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Begin with these weights; optimisers start afresh.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Begin with these weights, by torch.save or .safetensors; optimisers start afresh."
+        ),
     ] = None,
     save: Annotated[str | None, typer.Option(metavar="FILE", help="Keep the weights in the end: .safetensors.")] = None,
     seed: Annotated[int, typer.Option(help="Of the network's weights and of the scene.")] = 0,
@@ -122,7 +142,10 @@ def run(
     with errors_told(with_traceback=traceback):
         is_live = realtime or source.partition(":")[0] == "camera"
         policy = overflow or (Overflow.LATEST if is_live else Overflow.BLOCK)
-        FeedOptions.checked(policy, max_age, 1, 1)  # said before seconds are spent on planning
+        # Said before seconds are spent on planning, or hours on learning.
+        FeedOptions.checked(policy, max_age, 1, 1)
+        _check_learns(context, learn)
+        check_files(weights, save)
         options = RunOptions(
             source=source,
             model=model,
@@ -152,30 +175,34 @@ def evaluate(
     ] = "scene",
     model: Model = "conv-a",
     stages: Annotated[int, typer.Option("--stages", "-s", min=1, help="How many stages learn.")] = 4,
-    size: Annotated[str, typer.Option(metavar="WxH|auto|source", help="Of the frames.")] = "32x32",
+    balance: Balance = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH|auto|source", help="Of the frames; 32x32 for pictures, if nothing is said."),
+    ] = None,
     frames: Annotated[int, typer.Option("--frames", "-n", min=2, help="How many to learn from.")] = 300,
     learn: Annotated[str, typer.Option(metavar="WHAT", help="next-frame, itself, or given.")] = "next-frame",
-    loss: Annotated[str, typer.Option(metavar="NAME", help="mse, l1, huber or cross-entropy.")] = "mse",
-    optimizer: Annotated[
-        str, typer.Option(metavar="NAME:K=V,...", help="sgd, adam, adamw or rmsprop, with torch's own options.")
-    ] = "sgd:lr=0.01",
+    loss: Loss = "mse",
+    optimizer: Optimizer = "sgd:lr=0.01",
     rule: Annotated[
         list[str] | None,
         typer.Option("--rule", metavar="RULE", help="To compare; repeat it. Also skip: every N-th frame only."),
     ] = None,
-    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Clip each stage's gradient to this norm.")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Draw the curves: .png.")] = None,
+    clip: Clip = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Draw the curves: .png, .svg or .pdf.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the network's weights and of the scene.")] = 0,
     as_json: AsJson = False,
     traceback: WithTraceback = False,
 ) -> None:
-    """Learn from the same stream by several update rules, and compare the losses."""
+    """Learn from the same stream by several update rules, the network cut alike for all, and compare the losses."""
     with errors_told(with_traceback=traceback):
         options = RunOptions(
             source=source,
             model=model,
-            cut=CutOptions.parsed(str(stages), None, ()),
-            size=parse_size(size),
+            cut=CutOptions.parsed(str(stages), balance, ()),
+            size=size_to_compare(source, size),
             is_realtime=False,
             overflow=Overflow.BLOCK,
             max_age_s=None,
@@ -197,6 +224,7 @@ def demo(
     ice: IceWay = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    tls_password_file: TlsPasswordFile = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page right away.")] = True,
     device: Devices = None,
     seed: Annotated[int, typer.Option(help="Of the networks' weights.")] = 0,
@@ -213,7 +241,7 @@ def demo(
         from partime_async.cli.serve import end_process
 
         options = DemoOptions(
-            reach=Reach(host, port, token_file, tuple(allow_host or ()), (), ice, tls_cert, tls_key),
+            reach=Reach(host, port, token_file, tuple(allow_host or ()), (), ice, tls_cert, tls_key, tls_password_file),
             opens_browser=browser,
             devices=tuple(device or ("cpu",)),
             seed=seed,
@@ -225,7 +253,10 @@ def demo(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="A name that `partime-async models` lists, or your own.")] = "conv-a",
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="A name that `partime-async models` lists, or your own 'module:factory'.")
+    ] = "conv-a",
     stages: Stages = "auto",
     balance: Balance = None,
     device: Devices = None,
@@ -240,15 +271,13 @@ def serve(
     own_head: Annotated[
         int, typer.Option(metavar="N", min=0, help="The last N layers are each client's own, and they alone learn.")
     ] = 0,
-    loss: Annotated[str, typer.Option(metavar="NAME", help="mse, l1, huber or cross-entropy.")] = "mse",
-    optimizer: Annotated[
-        str, typer.Option(metavar="NAME:K=V,...", help="sgd, adam, adamw or rmsprop, with torch's own options.")
-    ] = "sgd:lr=0.01",
-    rule: Annotated[
-        str, typer.Option(metavar="RULE", help="pipedream, partime, replay, exact, or a graph and a lag: stash:2.")
-    ] = "pipedream",
-    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Clip each stage's gradient to this norm.")] = None,
-    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Begin with these weights.")] = None,
+    loss: Loss = "mse",
+    optimizer: Optimizer = "sgd:lr=0.01",
+    rule: Rule = "pipedream",
+    clip: Clip = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Begin with these weights, by torch.save or .safetensors.")
+    ] = None,
     save: Annotated[str | None, typer.Option(metavar="FILE", help="Keep the weights in the end: .safetensors.")] = None,
     seed: Annotated[int, typer.Option(help="Of the network's weights.")] = 0,
     host: Host = "127.0.0.1",
@@ -264,6 +293,7 @@ def serve(
     ice: IceWay = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    tls_password_file: TlsPasswordFile = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="With a page for browsers.")] = True,
     loop: Annotated[LoopKind | None, typer.Option(help="The event loop; uvloop where there is one.")] = None,
     as_json: AsJson = False,
@@ -278,6 +308,7 @@ def serve(
         from partime_async.cli.serve import ServeOptions, end_process
         from partime_async.cli.serve import serve as serve_model  # only here: it needs the extra ``serve``
 
+        _check_learns(context, learn)
         parsed = None if size is None else parse_size(size)
         if isinstance(parsed, SizeRule):
             raise ConfigurationError(f"--size is {size!r}, and there is no source. Give width and height.")
@@ -292,7 +323,17 @@ def serve(
             learning=None if learn is None else LearnOptions.parsed(learn, loss, optimizer, rule, clip),
             loss=loss,
             own_head=own_head,
-            reach=Reach(host, port, token_file, tuple(allow_host or ()), tuple(origin or ()), ice, tls_cert, tls_key),
+            reach=Reach(
+                host,
+                port,
+                token_file,
+                tuple(allow_host or ()),
+                tuple(origin or ()),
+                ice,
+                tls_cert,
+                tls_key,
+                tls_password_file,
+            ),
             max_clients=max_clients,
             max_duration_s=max_duration,
             max_age_s=max_age,

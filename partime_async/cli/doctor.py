@@ -99,12 +99,13 @@ def examine() -> Iterator[Finding]:
     yield _event_loop()
     yield _cores()
     yield _cuda()
-    yield Finding("cli", Verdict.GOOD, f"typer {_version('typer')}, rich {_version('rich')}")
+    yield Finding("cli", Verdict.GOOD, f"typer {version_of('typer')}, rich {version_of('rich')}")
     yield from _video()
     yield _self_test()
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of an installed package, in words."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -115,7 +116,7 @@ def _event_loop() -> Finding:
     if find_spec("uvloop") is None:
         remedy = "" if sys.platform == "win32" else "pip install uvloop makes the event loop faster"
         return Finding("event loop", Verdict.OPTIONAL, "asyncio", remedy)
-    return Finding("event loop", Verdict.GOOD, f"uvloop {_version('uvloop')}")
+    return Finding("event loop", Verdict.GOOD, f"uvloop {version_of('uvloop')}")
 
 
 def _cores() -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -15,14 +16,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from partime_async.cli.intake import open_intake
+from partime_async.cli.intake import open_intake, shown
 from partime_async.cli.lessons import LearnOptions, parse_rule
 from partime_async.cli.options import RunOptions
-from partime_async.cli.style import LABEL
+from partime_async.cli.style import LABEL, counted
 from partime_async.errors import ConfigurationError, MissingDependencyError, SinkError
-from partime_async.feed import Feed
-from partime_async.frame import SourceFrame, Value
+from partime_async.frame import SourceFrame
 from partime_async.iteration import AsyncFrames
+from partime_async.learning import StageLearner
+from partime_async.learning.rules import exact
 from partime_async.models import build
 from partime_async.offload import in_thread
 from partime_async.pipeline import Pipeline
@@ -40,7 +42,7 @@ class Curve:
     Attributes:
         rule: As it was typed.
         losses: Of each frame with a target, before it was learned from.
-        elapsed_s: Seconds it took.
+        elapsed_s: Seconds that the stream took.
     """
 
     rule: str
@@ -49,7 +51,7 @@ class Curve:
 
     @property
     def mean(self) -> float:
-        """Mean loss over the whole stream: test, then train."""
+        """Mean loss over the whole stream: test, then train; not finite, if one loss is not."""
         return sum(self.losses) / len(self.losses)
 
 
@@ -67,92 +69,89 @@ def evaluate(options: RunOptions, rules: Sequence[str], *, is_json: bool) -> Non
         if rule != SKIP:
             parse_rule(rule)
     if options.output is not None:
-        _pyplot()  # said before minutes are spent
-    stages = options.cut.stages or len(options.cut.balance or ()) or 4
+        _check_picture(Path(options.output))  # said before minutes are spent
     curves = []
     for rule in rules:
         sys.stderr.write(f"learning by {rule}\n")
-        job = _skipping(options, learning, stages) if rule == SKIP else _learned(options, learning, rule, stages)
-        began = time.monotonic()
-        losses = asyncio.run(job)
-        if not losses:
+        if rule == SKIP:
+            curve = asyncio.run(_skipping(options, learning))
+        else:
+            # Planned once: by the clock, and a rule whose gradients are late learns something else on another cut.
+            curve, balance = asyncio.run(_learned(options, learning, rule))
+            options = replace(options, cut=replace(options.cut, balance=balance))
+        if not curve.losses:
             raise ConfigurationError("no frame had a target. Use --learn next-frame, or a source that gives targets.")
-        curves.append(Curve(rule, tuple(losses), time.monotonic() - began))
+        curves.append(curve)
     if is_json:
         for curve in curves:
-            values = {"rule": curve.rule, "mean": curve.mean, "elapsed_s": curve.elapsed_s, "losses": curve.losses}
-            sys.stdout.write(json.dumps(values) + "\n")
+            sys.stdout.write(json.dumps(_values(curve), allow_nan=False) + "\n")
     else:
-        Console().print(_table(curves))
+        console = Console(highlight=False)
+        console.print(_title(options), style=LABEL, markup=False)
+        console.print(_table(curves))
     if options.output is not None:
-        _draw(curves, Path(options.output))
+        _draw(curves, _title(options), Path(options.output))
 
 
-async def _learned(options: RunOptions, learning: LearnOptions, rule: str, stages: int) -> list[float]:
+async def _learned(options: RunOptions, learning: LearnOptions, rule: str) -> tuple[Curve, tuple[int, ...]]:
+    """Return how a rule did, and how the network was cut."""
     learner = replace(learning.learner, rule=parse_rule(rule))
     intake = await open_intake(options)
-    pipeline = Pipeline(
-        await in_thread(lambda: _model(options), name="partime model"),
-        intake.example,
-        stages=None if options.cut.balance else stages,
-        balance=options.cut.balance,
-        devices=options.cut.devices,
-        learner=learner,
-    )
-    frames = learning.taught(intake.frames)
-
-    async def put(feed: Feed) -> None:
-        try:
-            async for number, item in _numbered(frames, options.frames):
-                assert isinstance(item, SourceFrame)
-                await feed.put(item.value, item.target, context=number)
-        finally:
-            feed.close()
-
+    frames = learning.taught(intake.frames, intake.example)
     try:
-        async with pipeline, pipeline.feed() as feed, asyncio.TaskGroup() as tasks:
-            tasks.create_task(put(feed))
-            return [result.loss async for result in feed if result.loss is not None]
+        pipeline = Pipeline(
+            await in_thread(lambda: _model(options), name="partime model"),
+            intake.example,
+            stages=None if options.cut.balance else options.cut.stages,
+            balance=options.cut.balance,
+            devices=options.cut.devices,
+            learner=learner,
+            on_error=options.on_error,
+        )
+        async with pipeline:
+            began = time.monotonic()
+            results = pipeline.stream(_first(frames, options.frames))
+            losses = [result.loss async for result in results if result.loss is not None]
+            return Curve(rule, tuple(losses), time.monotonic() - began), pipeline.plan.balance
     finally:
         await frames.aclose()
         await in_thread(intake.source.close, name="partime source closing")
 
 
-async def _numbered(frames: AsyncFrames[object], limit: int | None) -> AsyncIterator[tuple[int, object]]:
+async def _first(frames: AsyncFrames[SourceFrame], limit: int | None) -> AsyncIterator[SourceFrame]:
     number = 0
-    async for item in frames:
-        yield number, item
+    async for frame in frames:
+        yield frame
         number += 1
         if number == limit:
             return
 
 
-async def _skipping(options: RunOptions, learning: LearnOptions, stages: int) -> list[float]:
+async def _skipping(options: RunOptions, learning: LearnOptions) -> Curve:
     """Predict every frame, learn from every N-th: what one device does that is N times too slow."""
     intake = await open_intake(options)
-    module = await in_thread(lambda: _model(options), name="partime model")
-    optimizer = learning.learner.optimizer(module.parameters())
+    frames = learning.taught(intake.frames, intake.example)
     losses: list[float] = []
-
-    def step(value: Value, target: Value, number: int) -> None:
-        optimizer.zero_grad()
-        loss = learning.learner.loss(module(value), target)
-        losses.append(float(loss.detach()))
-        if number % stages == 0:
-            torch.autograd.backward(loss)
-            optimizer.step()
-
-    frames = learning.taught(intake.frames)
     try:
-        async for number, item in _numbered(frames, options.frames):
-            assert isinstance(item, SourceFrame)
-            if item.target is not None:
-                # Nobody else is on this loop.
-                step(item.value, item.target, number)
+        module = await in_thread(lambda: _model(options), name="partime model")
+        one = StageLearner(replace(learning.learner, rule=exact()), module, 0, 1)
+        number, began = 0, time.monotonic()
+        async for frame in _first(frames, options.frames):
+            # Nobody else is on this loop.
+            one.freeze(number % _stages(options) > 0)
+            _, loss = one.forward(number, frame.value, frame.target)
+            one.backward(number)
+            number += 1
+            if loss is not None:
+                losses.append(loss)
+        return Curve(SKIP, tuple(losses), time.monotonic() - began)
     finally:
         await frames.aclose()
         await in_thread(intake.source.close, name="partime source closing")
-    return losses
+
+
+def _stages(options: RunOptions) -> int:
+    return len(options.cut.balance) if options.cut.balance else options.cut.stages or 1
 
 
 def _model(options: RunOptions) -> nn.Module:
@@ -160,38 +159,62 @@ def _model(options: RunOptions) -> nn.Module:
     return build(options.model).eval()
 
 
+def _values(curve: Curve) -> dict[str, object]:
+    losses = [loss if math.isfinite(loss) else None for loss in curve.losses]
+    mean = curve.mean if math.isfinite(curve.mean) else None
+    return {"rule": curve.rule, "mean": mean, "elapsed_s": curve.elapsed_s, "losses": losses}
+
+
+def _title(options: RunOptions) -> str:
+    sizes = options.cut.balance
+    cut = "" if sizes is None else f" of {' + '.join(map(str, sizes))} layers"
+    return f"{options.model} in {counted(_stages(options), 'stage')}{cut}, learning from {shown(options.source)}"
+
+
 def _table(curves: Sequence[Curve]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=LABEL)
     for name in ("rule", "mean loss", f"against {curves[0].rule}", "last tenth", "frames/s"):
         table.add_column(name, justify="left" if name == "rule" else "right")
+    first = curves[0].mean
     for curve in curves:
         tail = curve.losses[-max(1, len(curve.losses) // 10) :]
+        share = curve.mean / first - 1 if first else math.nan
         table.add_row(
             curve.rule,
-            f"{curve.mean:.5g}",
-            f"{curve.mean / curves[0].mean - 1:+.1%}" if curves[0].mean else "-",
-            f"{sum(tail) / len(tail):.5g}",
+            _number(curve.mean),
+            f"{share:+.1%}" if math.isfinite(share) else "-",
+            _number(sum(tail) / len(tail)),
             f"{len(curve.losses) / curve.elapsed_s:.1f}",
         )
     return table
 
 
-def _pyplot() -> object:
+def _number(value: float) -> str:
+    return f"{value:.5g}" if math.isfinite(value) else "not finite"
+
+
+def _check_picture(path: Path) -> None:
     try:
-        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
         raise MissingDependencyError("matplotlib", "plot") from None
-    return matplotlib
+    if path.suffix.removeprefix(".").lower() not in FigureCanvasAgg.get_supported_filetypes():
+        raise ConfigurationError(f"--output is {str(path)!r}, which is no picture. Give a .png, .svg or .pdf.")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--output is {str(path)!r}, and there is no such folder. Create it first.")
 
 
-def _draw(curves: Sequence[Curve], path: Path) -> None:
+def _draw(curves: Sequence[Curve], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="frame", ylabel="loss before learning from it", yscale="log")
+    axes = figure.add_subplot(title=title, xlabel="frame", yscale="log")
+    axes.set_ylabel(f"loss before learning from it, mean of {_SMOOTHING} frames")
     for curve in curves:
-        smooth = torch.tensor(curve.losses).unfold(0, min(_SMOOTHING, len(curve.losses)), 1).mean(1)
-        axes.plot(smooth.tolist(), label=f"{curve.rule}   mean {curve.mean:.4g}", linewidth=1.3)
+        window = min(_SMOOTHING, len(curve.losses))
+        smooth = torch.tensor(curve.losses).unfold(0, window, 1).mean(1)
+        at = range(window - 1, len(curve.losses))  # the mean of the frames up to this one
+        axes.plot(at, smooth.tolist(), label=f"{curve.rule}   mean {_number(curve.mean)}", linewidth=1.3)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     try:

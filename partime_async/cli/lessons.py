@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from partime_async import targets
 from partime_async.errors import ConfigurationError
+from partime_async.frame import FrameSpec, SourceFrame, Value
 from partime_async.iteration import AsyncFrames, aiter_frames
 from partime_async.learning import Learner, UpdateRule, rules
 from partime_async.learning.learner import OptimizerFactory
@@ -43,7 +44,15 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
 }
+
+LEARNING = ("spare", "loss", "optimizer", "rule", "clip")
+"""The options that say how to learn."""
+
+_WORDS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,43 +70,75 @@ class LearnOptions:
         """Return the options from what was typed.
 
         Raises:
-            ConfigurationError: One of them is unknown.
+            ConfigurationError: One of them is unknown, or cannot be.
         """
         if lesson not in tuple(Lesson):
             raise ConfigurationError(f"--learn is {lesson!r}. Use {_listed(tuple(Lesson))}.")
         if loss not in LOSSES:
             raise ConfigurationError(f"--loss is {loss!r}. Use {_listed(LOSSES)}.")
+        if clip is not None and not 0 < clip < float("inf"):
+            raise ConfigurationError(f"--clip is {clip:g}. Give a norm above 0, or leave it out.")
         learner = Learner(LOSSES[loss], parse_optimizer(optimizer), rule=parse_rule(rule), clip_norm=clip)
         return cls(Lesson(lesson), learner, Learn.SPARE if is_spare else Learn.ALWAYS)
 
-    def taught(self, frames: AsyncFrames[object]) -> AsyncFrames[object]:
-        """Return the frames with the targets they are taught."""
+    def taught(self, frames: AsyncFrames[object], example: Value) -> AsyncFrames[SourceFrame]:
+        """Return the frames with the targets they are taught, instead of those that the source may give.
+
+        Args:
+            frames: Of the source; closed with what is returned.
+            example: A frame as the network takes it.
+        """
+        framed = _framed(frames, FrameSpec(example))
         if self.lesson is Lesson.NEXT_FRAME:
-            return aiter_frames(targets.ahead(frames))  # type: ignore[arg-type]  # it refuses what it cannot pair
-        if self.lesson is Lesson.ITSELF:
-            return aiter_frames(targets.itself(frames))  # type: ignore[arg-type]
-        return frames
+            return aiter_frames(targets.ahead(framed))
+        return aiter_frames(targets.itself(framed) if self.lesson is Lesson.ITSELF else framed)
+
+
+def refuse_idle(given: Sequence[str]) -> None:
+    """Refuse options that would do nothing, as nothing is to be learned.
+
+    Raises:
+        ConfigurationError: There is one.
+    """
+    if given:
+        raise ConfigurationError(
+            f"--{given[0]} says how to learn, and nothing is learned. Add --learn next-frame, itself or given."
+        )
+
+
+async def _framed(frames: AsyncFrames[object], spec: FrameSpec) -> AsyncIterator[SourceFrame]:
+    try:
+        async for item in frames:
+            if isinstance(item, SourceFrame):
+                yield item
+            else:
+                value, target = spec.unpack(item)
+                yield SourceFrame(value, target=target)
+    finally:
+        await frames.aclose()
 
 
 def parse_optimizer(text: str) -> OptimizerFactory:
     """Return what ``sgd:lr=0.01,momentum=0.9`` means: a torch optimiser and its options.
 
     Raises:
-        ConfigurationError: It is none, or an option is no number.
+        ConfigurationError: It is none, or an option is not what it takes.
     """
     name, _, written = text.partition(":")
+    name = name.lower()
     if name not in OPTIMIZERS:
         raise ConfigurationError(
             f"--optimizer is {text!r}. Use {_listed(OPTIMIZERS)}, such as sgd:lr=0.01,momentum=0.9."
         )
-    options: dict[str, float] = {}
+    options: dict[str, bool | float | tuple[float, ...]] = {}
     for part in filter(None, written.split(",")):
-        key, _, number = part.partition("=")
+        key, _, value = part.partition("=")
         try:
-            options[key.strip()] = float(number)
+            options[key.strip()] = _option(value.strip())
         except ValueError:
             raise ConfigurationError(
-                f"--optimizer has {part!r}. Give numbers by name, such as {name}:lr=0.01."
+                f"--optimizer has {part!r}. Give numbers, true or false by name, such as {name}:lr=0.01, and several "
+                "numbers with slashes, such as adam:betas=0.9/0.99."
             ) from None
     factory = partial(OPTIMIZERS[name], **options)
     try:
@@ -105,6 +146,13 @@ def parse_optimizer(text: str) -> OptimizerFactory:
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"--optimizer is {text!r}: {error}. Give options that torch.optim has.") from error
     return factory
+
+
+def _option(text: str) -> bool | float | tuple[float, ...]:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    numbers = tuple(map(float, text.split("/")))
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def parse_rule(text: str) -> UpdateRule:

@@ -6,11 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
 
+from partime_async.checkpoint import check_place
 from partime_async.cli.lessons import LearnOptions
-from partime_async.errors import ConfigurationError
+from partime_async.errors import ConfigurationError, MissingDependencyError
 from partime_async.overflow import Overflow
 from partime_async.run import OnError
+from partime_async.sources.open import FACTORY, SOCKET
+
+_SMALL = 32, 32
 
 
 class LoopKind(StrEnum):
@@ -77,6 +83,25 @@ class RunOptions:
     save: str | None = None
 
 
+def check_files(weights: str | None, save: str | None) -> None:
+    """Look at the files of weights, before time is spent on learning; blocks.
+
+    Raises:
+        ConfigurationError: There is nothing to begin with, or the name is not one to keep weights under.
+        CheckpointError: Nothing can be kept there.
+        MissingDependencyError: safetensors is not installed.
+    """
+    if weights is not None and not Path(weights).is_file():
+        raise ConfigurationError(f"--weights is {weights!r}, and there is no such file. Check its name.")
+    if save is None:
+        return
+    check_place(Path(save))
+    if Path(save).suffix != ".safetensors":
+        raise ConfigurationError(f"--save is {save!r}. Give a file named like weights.safetensors: that is its format.")
+    if find_spec("safetensors") is None:
+        raise MissingDependencyError("safetensors", "checkpoint")
+
+
 def parse_size(text: str) -> Size:
     """Return the size that is meant by ``128x96``, ``auto`` or ``source``.
 
@@ -89,6 +114,21 @@ def parse_size(text: str) -> Size:
     if match is None or 0 in (size := (int(match[1]), int(match[2]))):
         raise ConfigurationError(f"--size is {text!r}. Give width and height, such as 128x96, or 'auto' or 'source'.")
     return size
+
+
+def size_to_compare(source: str, text: str | None) -> Size:
+    """Return the size of the frames that rules are compared on: small pictures, or what is no picture as it is.
+
+    Args:
+        source: Where the frames come from.
+        text: What the user said of it; None: nothing.
+
+    Raises:
+        ConfigurationError: It is no size.
+    """
+    if text is not None:
+        return parse_size(text)
+    return SizeRule.AUTO if FACTORY.fullmatch(source) or SOCKET.match(source) else _SMALL
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

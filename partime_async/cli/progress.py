@@ -13,7 +13,6 @@ from rich.text import Text
 
 from partime_async.accounting import FrameCounts
 from partime_async.cli.style import ACCENT, BAD, LABEL, WARN, causes, counted, duration, rate
-from partime_async.learning.statistics import LossStatistics
 from partime_async.metrics import Quantiles
 from partime_async.partition.plan import Plan
 from partime_async.stage import StageStatistics
@@ -90,7 +89,7 @@ def live_view(header: Header, progress: Progress) -> RenderableType:
     figures.add_row("dropped", _dropped(statistics.frames))
     figures.add_row("loop lag", _lag(statistics))
     if statistics.learning is not None:
-        figures.add_row("loss", Text(loss_words(statistics.learning), style="bold"))
+        figures.add_row("loss", Text(loss_words(statistics), style="bold"))
     return Group(title(header), _frames_bar(header, statistics), figures, _stage_bars(progress), Text())
 
 
@@ -157,16 +156,23 @@ def lag_words(statistics: PipelineStatistics) -> str:
     return f"p50 {duration(lag.p50)}   p99 {duration(lag.p99)}   max {duration(lag.max)}{fault}"
 
 
-def loss_words(learning: TeachingStatistics) -> str:
-    """Say how the loss goes."""
-    loss = learning.loss
-    if not loss.count:
-        return "-"
-    labels = learning.labels
-    skipped = "" if labels is None or not labels.missing else f"   no target {labels.missing}"
-    if labels is not None and labels.withheld:
-        skipped += f"   no time {labels.withheld}"
-    return f"recent {loss.recent:.4g}   mean {loss.mean:.4g}   of {counted(loss.count, 'frame')}{skipped}"
+def loss_words(statistics: PipelineStatistics) -> str:
+    """Say how the loss goes, and how many frames taught nothing; nothing, if nobody learns."""
+    learning = statistics.learning
+    if learning is None:
+        return ""
+    loss, labels = learning.loss, learning.labels
+    words = "-"
+    if loss.count:
+        words = f"recent {loss.recent:.4g}   mean {loss.mean:.4g}   of {counted(loss.count, 'frame')}"
+    bad = sum(stage.learning.skipped for stage in statistics.stages if stage.learning is not None)
+    for what, count in (
+        ("no target", 0 if labels is None else labels.missing),
+        ("no time", 0 if labels is None else labels.withheld),
+        ("not finite", bad),
+    ):
+        words += f"   {what} {count}" if count else ""
+    return words
 
 
 def layers_of(stage: StageStatistics) -> str:
@@ -249,26 +255,25 @@ def frames_values(frames: FrameCounts) -> dict[str, object]:
 
 
 def _stage_values(stage: StageStatistics) -> dict[str, object]:
-    return asdict(stage) | {"layers": list(stage.layers)}
+    learning = None if stage.learning is None else _finite(asdict(stage.learning))
+    return asdict(stage) | {"layers": list(stage.layers), "learning": learning}
 
 
 def _learning_values(learning: TeachingStatistics) -> dict[str, object]:
     return {
-        "loss": _measure_values(learning.loss),
-        "metrics": {name: _measure_values(measure) for name, measure in learning.metrics.items()},
+        "loss": _finite(asdict(learning.loss)),
+        "metrics": {name: _finite(asdict(measure)) for name, measure in learning.metrics.items()},
         "labels": None if learning.labels is None else asdict(learning.labels),
     }
 
 
-def _measure_values(measure: LossStatistics) -> dict[str, object]:
+def _finite(values: dict[str, object]) -> dict[str, object]:
+    """Return values with null for numbers that are not finite, which JSON does not know."""
     return {
-        name: None if isinstance(item, float) and math.isnan(item) else item for name, item in asdict(measure).items()
+        name: None if isinstance(item, float) and not math.isfinite(item) else item for name, item in values.items()
     }
 
 
 def plan_values(plan: Plan) -> dict[str, object]:
     """Return a plan as values that `json` writes: what is not known is null, not infinite."""
-    return {
-        name: None if isinstance(item, float) and not math.isfinite(item) else item
-        for name, item in plan.to_dict().items()
-    }
+    return _finite(plan.to_dict())

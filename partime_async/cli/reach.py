@@ -28,6 +28,7 @@ class Reach:
         way: Of WebRTC: ``loopback``, ``host`` or a file; None: as `host` is.
         tls_cert: The certificate's file; None: no https.
         tls_key: Its key's file; None: it is in the same.
+        tls_password_file: The file with the key's password; None: it has none.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +39,7 @@ class Reach:
     way: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_password_file: str | None = None
 
     def access(self) -> Access:
         """Return who may come in; makes the token's file if there is none.
@@ -65,10 +67,11 @@ class Reach:
             ConfigurationError: They cannot be used; the user's fault.
         """
         if self.tls_cert is None:
-            if self.tls_key is not None:
-                raise ConfigurationError("--tls-key needs its certificate. Give --tls-cert as well.")
+            for option, given in (("--tls-key", self.tls_key), ("--tls-password-file", self.tls_password_file)):
+                if given is not None:
+                    raise ConfigurationError(f"{option} needs a certificate. Give --tls-cert as well.")
             return None
-        tls = Tls(self.tls_cert, self.tls_key)
+        tls = Tls(self.tls_cert, self.tls_key, password_file=self.tls_password_file)
         tls.context(is_server=True)
         return tls
 

@@ -8,10 +8,13 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from partime_async.checkpoint import check_place
 from partime_async.cli.intake import Intake, open_intake, shown
 from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.options import LoopKind, RunOptions
@@ -67,6 +70,7 @@ class Job:
         stream: What streams; None: the same.
         error: What ended it, if it was not the source.
         written: Frames of the finished video.
+        saved: Where the weights are kept; None: they are not.
     """
 
     options: RunOptions
@@ -76,6 +80,7 @@ class Job:
     stream: Stream | None = None
     error: Exception | None = None
     written: int = 0
+    saved: str | None = None
 
     async def run(self) -> None:
         """Do it; what went wrong is in the attributes."""
@@ -101,16 +106,27 @@ class Job:
                 on_error=options.on_error,
                 close_timeout_s=_CLOSE_S,
             )
-            async with self._video(intake) as video:
-                await report.write("planning and warming up")
-                async with pipeline:
-                    if options.weights is not None:
-                        await pipeline.load(options.weights, weights_only=True)
-                    self.header = self._header(pipeline, intake)
-                    await report.write(self.header)
-                    await self._stream(pipeline, intake, video, report)
-                    if options.save is not None:
-                        await pipeline.save(options.save)
+            if options.save is not None:  # not only in the end, when all that was learned would be lost
+                await in_thread(partial(check_place, Path(options.save)), name="partime save")
+            try:
+                async with self._video(intake) as video:
+                    await report.write("planning and warming up")
+                    async with pipeline:
+                        if options.weights is not None:
+                            await pipeline.load(options.weights, weights_only=True)
+                        self.header = self._header(pipeline, intake)
+                        await report.write(self.header)
+                        await self._stream(pipeline, intake, video, report)
+            except Exception as error:
+                self._note(error)  # what was learned until then is worth keeping
+            await self._save(pipeline)
+
+    async def _save(self, pipeline: Pipeline) -> None:
+        path = self.options.save
+        # A stage that does not stop still writes into its weights.
+        if path is not None and self.stream is not None and not isinstance(self.error, DeadlineExceeded):
+            await pipeline.save(path)
+            self.saved = path
 
     async def _stream(self, pipeline: Pipeline, intake: Intake, video: VideoSink | None, report: ReportSink) -> None:
         options = self.options
@@ -144,7 +160,7 @@ class Job:
     async def _intake(self) -> AsyncIterator[Intake]:
         intake = await open_intake(self.options)
         if self.options.learning is not None:
-            intake = replace(intake, frames=self.options.learning.taught(intake.frames))
+            intake = replace(intake, frames=self.options.learning.taught(intake.frames, intake.example))
         try:
             yield intake
         finally:
@@ -211,6 +227,7 @@ def _told(job: Job, *, with_traceback: bool) -> int:
             frames=frames,
             output=job.options.output,
             written=job.written,
+            saved=job.saved,
             is_interrupted=interrupt.signal is not None,
             error=in_one_line(error),
             failure=in_one_line(stream.failure),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from partime_async import targets
-from partime_async.checkpoint import read
+from partime_async.checkpoint import check_place, read
 from partime_async.cli.interrupt import Interrupt
 from partime_async.cli.lessons import LearnOptions, Lesson
 from partime_async.cli.options import LoopKind
@@ -134,11 +134,13 @@ def end_process(code: int) -> NoReturn:
 
 
 def _service(options: ServeOptions) -> tuple[Pipeline, ModelService | HeadService]:
-    shape = frame_shape(options.plan)
     torch.manual_seed(options.seed)
-    module, example = build(options.plan.model).eval(), torch.rand(shape)
+    module = build(options.plan.model).eval()
+    example = torch.rand(_single_frame(frame_shape(options.plan)))
     if options.weights is not None:
         _load(module, Path(options.weights))
+    if options.save is not None:
+        check_place(Path(options.save))  # not only in the end, when all that was learned would be lost
     if options.save is not None and options.own_head:
         raise ConfigurationError("--save keeps the weights of one network, and --own-head makes many. Use one of them.")
     learning, cut = options.learning, options.plan.cut
@@ -180,9 +182,25 @@ def _service(options: ServeOptions) -> tuple[Pipeline, ModelService | HeadServic
     )
 
 
+def _single_frame(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape of one frame with its batch dimension, which clients' frames come without.
+
+    Raises:
+        ConfigurationError: It is none; the caller's fault.
+    """
+    if len(shape) < 2 or shape[0] != 1:
+        told = ",".join(map(str, shape))
+        raise ConfigurationError(
+            f"--shape is {told}, and frames are served one by one. Begin with a 1, such as 1,3,64,64."
+        )
+    return shape
+
+
 def _load(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(read(path).weights)
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"--weights is {path}, and there is no such file. Check its name.") from error
     except RuntimeError as error:
         raise ConfigurationError(
             f"{path} does not fit the model: {error!s:.300} Choose the model that wrote it."

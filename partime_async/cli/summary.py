@@ -34,6 +34,7 @@ class Summary:
         frames: Where the frames ended, when nothing was left in the pipeline.
         output: The video that was written, or None.
         written: How many frames it has.
+        saved: Where the weights are kept, or None.
         is_interrupted: Whether the user ended it.
         error: What ended it; empty if nothing did.
         failure: Why the first frame failed that did; empty if none did.
@@ -44,6 +45,7 @@ class Summary:
     frames: FrameCounts
     output: str | None
     written: int
+    saved: str | None
     is_interrupted: bool
     error: str
     failure: str
@@ -60,6 +62,7 @@ def summary_values(summary: Summary) -> dict[str, object]:
         "plan": plan_values(summary.header.plan),
         "output": summary.output,
         "written": summary.written,
+        "saved": summary.saved,
         "interrupted": summary.is_interrupted,
         "error": summary.error or None,
         "first_failure": summary.failure or None,
@@ -82,9 +85,11 @@ def summary_view(summary: Summary) -> RenderableType:
     rows.add_row("age", quantile_words(statistics.age_s))
     rows.add_row("loop lag", lag_words(statistics))
     if statistics.learning is not None:
-        rows.add_row("loss", Text(loss_words(statistics.learning), style="bold"))
+        rows.add_row("loss", Text(loss_words(statistics), style="bold"))
     if summary.output is not None:
         rows.add_row("output", _written(summary))
+    if summary.saved is not None:
+        rows.add_row("weights", Text(summary.saved))
     if summary.is_interrupted:
         rows.add_row("ended", Text("interrupted", style=WARN))
     if summary.failure and not summary.error:  # what ended it comes as the last line, on stderr

@@ -81,13 +81,14 @@ class Learner:
         loss: ``loss(output, target)``, called for frames that come with a target; a frame without one teaches nothing.
             With `unsupervised`, ``loss(output)``, called for every frame. It must not write into what it is given.
         optimizer: Makes an optimiser from parameters, e.g. ``functools.partial(torch.optim.SGD, lr=0.01)``. It gets the
-            trainable parameters of one stage and must be able to step without a closure.
+            trainable parameters of one stage, to train all or some of them, and must be able to step without a closure.
         rule: Which gradient meets which activations; `rules.pipedream` by default.
         scheduler: Makes a learning-rate scheduler from an optimiser; stepped after each of the optimiser's steps,
             without a metric.
         clip_norm: Largest 2-norm of a stage's gradient; a longer one is scaled down to it.
         gradient_hook: Sees, and may change, a stage's gradients before they are clipped and applied.
-        label_delay: Frames that a target may come later than its frame, by `Pipeline.label`.
+        label_delay: How many frames later each frame is learned from, so that its target may come by `Pipeline.label`
+            until then; it has to cover the frames in flight, too. Under ``stash`` so many more passes are kept.
         unsupervised: Whether the loss takes no target.
         non_finite: ``skip``, ``stop`` or ``restore``: what a loss or gradient that is not finite does. With
             ``restore``, weights, buffers, optimiser and schedule of every stage are copied each `snapshot_every`

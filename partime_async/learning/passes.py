@@ -28,6 +28,19 @@ class Before:
     states: tuple[Value | None, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a pass leaves for the way back if there is no graph; see `joint`.
+
+    Attributes:
+        tensors: What the backward pass reads.
+        buffers: The module's buffers as the pass found them, where it may have to be done again with a graph.
+    """
+
+    tensors: list[Tensor]
+    buffers: Sequence[Tensor]
+
+
 @dataclass(slots=True)
 class Pass:
     """A forward pass to come back to.
@@ -35,11 +48,12 @@ class Pass:
     Attributes:
         inputs: What the stage got, as leaves of the graph where there is one.
         is_tuple: Whether it got them as a tuple.
-        outputs: What it gave, with the graph; None under `replay`, where the pass is done again.
+        outputs: What it gave, with the graph or as leaves; None under `replay`, where the pass is done again.
         leaves: What stood in for the stage's parameters; None: the parameters themselves.
         version: Weight version in it.
         loss: The loss, at the last stage and if it is known already.
         before: What it found, under `replay`.
+        kept: What is there instead of a graph; None: a graph.
     """
 
     inputs: tuple[Tensor, ...]
@@ -49,10 +63,11 @@ class Pass:
     version: int
     loss: Tensor | None
     before: Before
+    kept: Kept | None = None
 
     def let_go(self) -> None:
         """Let go of the graph."""
-        self.outputs = self.loss = None
+        self.outputs = self.loss = self.kept = None
 
 
 def paired(outputs: Value, seeds: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -63,6 +78,21 @@ def paired(outputs: Value, seeds: Sequence[Tensor | None]) -> tuple[list[Tensor]
         if output.requires_grad and seed is not None
     ]
     return [output for output, _ in pairs], [seed for _, seed in pairs]
+
+
+def ends(outputs: Value, heads: Sequence[Tensor], seeds: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return the gradient for each output of a pass without a graph.
+
+    Args:
+        outputs: Leaves, that the heads depend on, or are.
+        heads: Where the way back begins: outputs, or the loss.
+        seeds: The gradient for each head; None: it is the loss.
+    """
+    leaves = list(tensors_of(outputs))
+    if list(seeds) == [None]:
+        return list(torch.autograd.grad(list(heads), leaves, allow_unused=True))
+    known = {id(head): seed for head, seed in zip(heads, seeds, strict=True)}
+    return [known.get(id(leaf)) for leaf in leaves]
 
 
 def tensors_of(value: Value) -> tuple[Tensor, ...]:

@@ -19,6 +19,8 @@ through, while learning is frozen. It travels as an explicit none: no backward p
 frozen or thawed, or weights are replaced, every frame before that boundary has taught what it could: a stage behind the
 boundary discards gradients of their losses.
 
+Time has no part in this; where the network is cut does, for it decides how late each layer's gradient is.
+
 Source: PARTIME (arXiv 2210.09147) and Sideways (arXiv 2001.06232) for `current`, PipeDream (arXiv 1806.03377) for
 `stash`, Features Replay (arXiv 1807.04511) for `replay`.
 """

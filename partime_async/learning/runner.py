@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from partime_async.devices.draws import Draws
 from partime_async.frame import Value
-from partime_async.learning.passes import Before, Pass
+from partime_async.learning.joint import Back, Joint, join
+from partime_async.learning.passes import Before, Kept, Pass, requiring_grad
+from partime_async.learning.plain_step import is_simple
 from partime_async.learning.recording import Recording, record
 from partime_async.learning.stand_ins import Leaves, StandIns
 from partime_async.stateful import stateful_layers, states_of
+
+JOINT_FROM_BYTES = 4 * 2**20
+"""Weights of a stage from which on its backward pass is recorded, too. What that saves is trips to memory; weights that
+stay in the cache learn no faster by it, and small stages that hand over often rather slower."""
 
 
 class Runner:
@@ -32,11 +39,17 @@ class Runner:
         self._writes_input = writes_input
         self._stateful = stateful_layers(module)
         self._recording: Recording | None = None
+        self._joint: Joint | None = None
 
     @property
     def is_recorded(self) -> bool:
         """Whether the layers run as one recorded call."""
         return self._recording is not None
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether their backward pass does, too."""
+        return self._joint is not None
 
     def record(self, example: Value, *, has_gradient: bool, keeps_graphs: bool) -> None:
         """Run the layers as one recorded call from now on, where that gives the same bits.
@@ -48,6 +61,10 @@ class Runner:
         """
         if self._draws is None and not self._stateful:
             self._recording = record(self._module, example, has_gradient=has_gradient, copies_buffers=keeps_graphs)
+        trainable = self._stand_ins.trainable
+        is_large = sum(weight.nbytes for weight in trainable) >= JOINT_FROM_BYTES
+        if self._recording is not None and is_large and trainable and is_simple(trainable):
+            self._joint = join(self._module, example, has_gradient=has_gradient, copies_buffers=keeps_graphs)
 
     def own_draws(self) -> AbstractContextManager[None]:
         """Let the layers draw from the stage's generators."""
@@ -73,16 +90,62 @@ class Runner:
         with undisturbed:
             return self._eager(given, is_tuple=is_tuple)
 
+    def run_to_learn(
+        self, inputs: Sequence[Tensor], *, is_tuple: bool, leaves: Leaves | None = None
+    ) -> tuple[Value, Kept | None]:
+        """Run inputs through the layers, and keep what the way back needs.
+
+        Args:
+            inputs: Of the stage.
+            is_tuple: Whether the layers get them as a tuple.
+            leaves: As for `run`.
+
+        Returns:
+            The outputs, with a graph; or as leaves without one, and what is kept instead.
+        """
+        given = self._given(inputs)
+        if self._joint is None or self._recording is None or not self._recording.fits(given):
+            return self.run(inputs, is_tuple=is_tuple, leaves=leaves), None
+        return self._joined(self._joint, given, self._stand_ins.parameters(leaves), self._stand_ins.buffers())
+
+    def back(self, kept: Kept, seeds: Sequence[Tensor], weights: Sequence[Tensor], rate: float | None) -> Back:
+        """Go back through a pass without a graph; see `Joint.backward`."""
+        assert self._joint is not None
+        with torch.no_grad():
+            return self._joint.backward(kept.tensors, seeds, weights, rate)
+
+    def with_graph(self, passed: Pass) -> Value:
+        """Do a pass without a graph once more, as it was, but with a graph; statistics stay."""
+        assert self._recording is not None
+        assert passed.kept is not None
+        with torch.enable_grad():
+            return self._recording(
+                self._given(passed.inputs), self._stand_ins.parameters(passed.leaves), passed.kept.buffers
+            )
+
     def again(self, passed: Pass) -> Value:
         """Do a forward pass once more, with the weights of now; statistics, states and random numbers stay."""
         given = self._given(passed.inputs)
         if self._recording is not None and self._recording.fits(given):
             copies = [buffer.clone() for buffer in self._stand_ins.buffers()]
-            return self._recording(given, self._stand_ins.parameters(None), copies)
+            parameters = self._stand_ins.parameters(None)
+            if self._joint is None:
+                return self._recording(given, parameters, copies)
+            passed.outputs, passed.kept = self._joined(self._joint, given, parameters, copies)
+            return passed.outputs
         before = passed.before
         same_draws = nullcontext() if self._draws is None else self._draws.again(before.draws or {})
         with same_draws, states_of(self._stateful, before.states), self._stand_ins.in_place(keeps_changes=False):
             return self._eager(given, is_tuple=passed.is_tuple)
+
+    def _joined(
+        self, joint: Joint, given: Sequence[Tensor], parameters: Sequence[Tensor], buffers: Sequence[Tensor]
+    ) -> tuple[Value, Kept]:
+        # Of several outputs, one may turn out to have no gradient: then it takes a graph, of this very pass.
+        found = [buffer.clone() for buffer in buffers] if joint.outputs > 1 else ()
+        with torch.no_grad():
+            outputs, tensors = joint.forward(given, parameters, buffers)
+        return requiring_grad(outputs), Kept(tensors, found)
 
     def _given(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(tensor.clone() for tensor in inputs) if self._writes_input else tuple(inputs)

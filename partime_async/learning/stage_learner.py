@@ -24,10 +24,12 @@ from partime_async.learning.learner import Learner, NonFinite, Update
 from partime_async.learning.passes import (
     NONE,
     Before,
+    Kept,
     Pass,
     copied,
     detached,
     emitted,
+    ends,
     is_differentiable,
     paired,
     requiring_grad,
@@ -38,7 +40,7 @@ from partime_async.learning.runner import Runner
 from partime_async.learning.smoothness import SmoothnessMeter
 from partime_async.learning.stand_ins import StandIns
 from partime_async.learning.statistics import LearningStatistics
-from partime_async.learning.stepper import Memory, Stepper
+from partime_async.learning.stepper import Memory, Prepared, Stepper
 
 _FUSED = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 """Layers that PyTorch may run in another way, with other roundings, where no gradient is wanted."""
@@ -161,11 +163,14 @@ class StageLearner:
         before = self._runner.before() if self._is_redone else Before()
         leaves = self._stand_ins.leaves() if self._keeps_versions else None
         with torch.set_grad_enabled(not self._is_redone), self._runner.own_draws():
-            outputs = self._runner.run(inputs, is_tuple=is_tuple, leaves=leaves)
+            if self._is_redone:
+                outputs, kept = self._runner.run(inputs, is_tuple=is_tuple), None
+            else:
+                outputs, kept = self._runner.run_to_learn(inputs, is_tuple=is_tuple, leaves=leaves)
             loss = self._own_loss(outputs)
         number = self._noted(loss, outputs)
-        kept = None if self._is_redone else outputs
-        self._passes[event] = Pass(inputs, is_tuple, kept, leaves, self.version, loss, before)
+        way_back = None if self._is_redone else outputs
+        self._passes[event] = Pass(inputs, is_tuple, way_back, leaves, self.version, loss, before, kept)
         given = copied(outputs) if self._is_last else detached(outputs)
         self._keep_answer(event, outputs)
         return given, number
@@ -277,6 +282,15 @@ class StageLearner:
         leaves = [*weights, *(tensor for tensor in passed.inputs if tensor.requires_grad)]
         if not heads or not leaves:
             return None
+        if passed.kept is not None:
+            assert passed.outputs is not None
+            found = ends(passed.outputs, heads, seeds)
+            known = [seed for seed in found if seed is not None]
+            if len(known) == len(found):
+                return self._gone_back_at_once(passed, passed.kept, known)
+            heads, seeds = paired(self._runner.with_graph(passed), found)
+            if not heads:
+                return emitted(passed.inputs, parameters)  # the loss looks at no output
         # Not autograd.grad: it may give one tensor as the gradient of two leaves, and both are written into later.
         with torch.autograd.set_multithreading_enabled(False):
             torch.autograd.backward(heads, seeds, inputs=leaves)
@@ -284,6 +298,17 @@ class StageLearner:
             for parameter, leaf in zip(parameters, passed.leaves.tensors, strict=True):
                 parameter.grad, leaf.grad = leaf.grad, None
         return emitted(passed.inputs, parameters)
+
+    def _gone_back_at_once(self, passed: Pass, kept: Kept, seeds: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Go back in one call, which makes the step, too, if it is a plain one."""
+        parameters, rate = self._stand_ins.trainable, self._stepper.rate
+        back = self._runner.back(kept, seeds, parameters, rate)
+        if rate is not None:
+            self._stepper.prepared = Prepared(back.gradients, back.norm)
+        else:
+            for parameter, gradient in zip(parameters, back.gradients, strict=True):
+                parameter.grad = gradient
+        return tuple(back.given) or tuple(tensor.new_empty(0) for tensor in passed.inputs)
 
     def _stepped(self, passed: Pass) -> bool:
         """Apply the gradients; say whether they were fit to be applied, and to be passed on."""

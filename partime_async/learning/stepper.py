@@ -28,6 +28,19 @@ class Memory:
     scheduler: dict[str, object] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plain step that was made while going back: it only waits to be taken.
+
+    Attributes:
+        values: The next values of the parameters, in memory of their own.
+        norm: 2-norm of the gradient.
+    """
+
+    values: list[Tensor]
+    norm: float
+
+
 class Stepper:
     """Applies the gradients of a stage.
 
@@ -38,13 +51,16 @@ class Stepper:
 
     Attributes:
         gradient_norm: 2-norm of the latest gradient, before clipping.
+        prepared: What `step` takes instead of the parameters' `.grad`; None: nothing was prepared.
 
     Raises:
-        ConfigurationError: An optimiser that needs a closure, or a scheduler that needs a metric.
+        ConfigurationError: An optimiser that needs a closure, or of other parameters than the stage's; or a scheduler
+            that needs a metric.
     """
 
     def __init__(self, learner: Learner, stage: int, stand_ins: StandIns) -> None:
         self.gradient_norm = 0.0
+        self.prepared: Prepared | None = None
         self._learner = learner
         self._hook = learner.gradient_hook
         self._clip_norm = learner.clip_norm
@@ -63,6 +79,12 @@ class Stepper:
         Returns:
             Its 2-norm, before clipping: if it is not finite, nothing was applied. None: there was no gradient.
         """
+        if self.prepared is not None:
+            self.gradient_norm = self.prepared.norm
+            if math.isfinite(self.gradient_norm):
+                self._stand_ins.move_to(self.prepared.values)
+                self._step_schedule()
+            return self.gradient_norm
         if self._optimizer is None or not self._gradients():
             return None
         if self._hook is not None:
@@ -73,9 +95,13 @@ class Stepper:
             return None
         rate = self._plain_rate(gradients)
         self.gradient_norm = self._stepped(gradients) if rate is None else self._stepped_over(gradients, rate)
-        if self._scheduler is not None and math.isfinite(self.gradient_norm):
-            self._scheduler.step()
+        if math.isfinite(self.gradient_norm):
+            self._step_schedule()
         return self.gradient_norm
+
+    def _step_schedule(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.step()
 
     def _stepped(self, gradients: list[Tensor]) -> float:
         assert self._optimizer is not None
@@ -97,13 +123,20 @@ class Stepper:
             self._stand_ins.move_to(gradients)
         return norm
 
-    def _plain_rate(self, gradients: Sequence[Tensor]) -> float | None:
-        """Return the learning rate if the step may be done without the optimiser, over these gradients."""
+    @property
+    def rate(self) -> float | None:
+        """The learning rate, if that is all there is to the next step, which may be done without the optimiser then."""
         if self._optimizer is None or self._hook is not None or self._clip_norm is not None:
             return None
         if self._scheduler is not None and not self._has_stepped:
             return None  # it looks whether the optimiser was called before it
-        rate = plain_rate(self._optimizer)
+        if sum(len(group["params"]) for group in self._optimizer.param_groups) < len(self._parameters):
+            return None  # whoever made it left some of the weights as they are
+        return plain_rate(self._optimizer)
+
+    def _plain_rate(self, gradients: Sequence[Tensor]) -> float | None:
+        """Return the learning rate if the step may be done over these gradients."""
+        rate = self.rate
         if rate is None or len(gradients) < len(self._parameters) or not is_simple(gradients):
             return None
         return rate if are_alike(gradients, self._parameters) and are_apart(gradients) else None
@@ -134,6 +167,7 @@ class Stepper:
         """Let go of the gradients."""
         # They go when the next ones are there. Both at once would empty the heap, which then goes back to the system:
         # clearing its pages again costs more than the whole step.
+        self.prepared = None
         self._latest = [parameter.grad for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
@@ -143,6 +177,7 @@ class Stepper:
             return None, None
         optimizer = self._learner.optimizer(parameters)
         _check_steps_alone(optimizer, "optimizer")
+        _check_is_of(optimizer, parameters)
         _step_at_once(optimizer)
         if self._learner.scheduler is None:
             return optimizer, None
@@ -206,5 +241,16 @@ def _check_steps_alone(made: Optimizer | LRScheduler, label: str) -> None:
     if needed:
         raise ConfigurationError(
             f"{type(made).__name__} cannot be used here: its step needs {', '.join(needed)}, and a stage has only its "
-            f"gradient. Use a {label} whose step needs nothing."
+            f"gradient. Use another {label}, whose step needs nothing."
+        )
+
+
+def _check_is_of(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    own = {id(parameter) for parameter in parameters}
+    foreign = sum(id(each) not in own for group in optimizer.param_groups for each in group["params"])
+    if foreign:
+        raise ConfigurationError(
+            f"the learner's optimizer made one with {foreign} tensor(s) that are no weights of the stage: the pipeline "
+            "trains a copy of the module. Let it take the parameters that it is called with, such as "
+            "functools.partial(torch.optim.SGD, lr=0.01)."
         )

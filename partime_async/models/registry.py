@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -37,6 +38,10 @@ _MODELS = {
     "resnet101": _Model(resnet101, "ResNet-101, flat: 44.5 M parameters"),
     "resnet152": _Model(resnet152, "ResNet-152, flat: 60.2 M parameters (PARTIME's experiment C)"),
 }
+
+
+_FILES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".onnx", ".safetensors")
+"""How files end that people have their models in."""
 
 
 def build(name: str, **options: object) -> nn.Module:
@@ -101,6 +106,11 @@ def _arguments(name: str, factory: Callable[..., object], options: Mapping[str, 
 
 
 def _imported(name: str) -> Callable[..., object]:
+    if Path(name).suffix in _FILES:
+        raise ConfigurationError(
+            f"{name!r} is a file, and weights do not say which network they belong to. Name the network as "
+            "'module:factory', and give the file with --weights, or load it in the factory."
+        )
     path, colon, attribute = name.partition(":")
     if not (path and colon and attribute):
         raise ConfigurationError(

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from torch import Tensor, nn
 
+from partime_async.checkpoint import Snapshot
 from partime_async.errors import ConfigurationError, PartimeError
 from partime_async.frame import Value
 from partime_async.learning import Learner
@@ -28,7 +29,7 @@ class HeadService(SharedPipeline):
     The body is one pipeline, of which each client is a feed; it runs, and does not learn. A head is a small pipeline of
     one stage, made for each client: it takes what the body puts out, and learns from this client's targets alone. A
     client that says what it is called (`Client.key`) finds its head as it left it when it comes back, as long as it is
-    among the last `remembered` ones; the optimiser starts afresh.
+    among the last `remembered` ones: its weights, and all that its optimiser and schedule remember.
 
     Args:
         body: Not entered yet: the service enters it and leaves it.
@@ -37,7 +38,7 @@ class HeadService(SharedPipeline):
         learner: How heads learn; None: they do not.
         features: What the body puts out, with the batch dimension.
         heads: Clients with a head at the same time; each costs a thread and its memory.
-        remembered: Heads kept for clients that are away.
+        remembered: Heads kept for clients that are away, on the CPU.
         teach: See `ModelService`.
         to_target: See `ModelService`.
         max_age_s: See `ModelService`.
@@ -71,7 +72,7 @@ class HeadService(SharedPipeline):
         self._heads = heads
         self._remembered = remembered
         self._summary = summary
-        self._kept: OrderedDict[str, Mapping[str, Tensor]] = OrderedDict()
+        self._kept: OrderedDict[str, Snapshot] = OrderedDict()
         self._owners: dict[str, tuple[Client, asyncio.Event]] = {}
         self._count = 0
         self._takes_targets = False
@@ -135,15 +136,18 @@ class HeadService(SharedPipeline):
     @asynccontextmanager
     async def _head(self, key: str | None) -> AsyncIterator[Pipeline]:
         head = Pipeline(self._make_head(), self._features, stages=1, learner=self._learner)
+        is_its_own = False
         try:
             async with head:
-                if key is not None and (state := self._kept.get(key)) is not None:
-                    await head.load_state_dict(state)
+                if key is not None and (kept := self._kept.get(key)) is not None:
+                    await head.resume(kept)
+                is_its_own = True
                 yield head
         finally:
-            if key is not None and self._learner is not None:
-                # Also of one that failed, or was cut off: what it has learned is the client's.
-                self._kept[key] = await head.state_dict()
+            # Also of one that failed, or was cut off: what it has learned is the client's. But a head that never came
+            # to know what the client had taught, because this was cut off before, must not take the place of that.
+            if key is not None and self._learner is not None and is_its_own:
+                self._kept[key] = await head.snapshot()
                 self._kept.move_to_end(key)
                 while len(self._kept) > self._remembered:
                     self._kept.popitem(last=False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 from types import TracebackType
 from typing import Self
 
@@ -146,10 +148,14 @@ class Server:
             else:
                 await self._secure.open(self._host, self._port)
         except OSError as error:
-            raise ConfigurationError(
-                f"{self._host}:{self._port} cannot be listened on: {error.strerror or error}. "
-                "Choose another port, or 0 for any that is free."
-            ) from error
+            told = f"{self._host}:{self._port} cannot be listened on: {error.strerror or error}."
+            raise ConfigurationError(f"{told} {_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return "Give an address of this machine, or 0.0.0.0 for all that it has."
+    return "Choose another port, or 0 for any that is free."
 
 
 def _http_logger() -> logging.Logger:

@@ -19,6 +19,7 @@ from partime_async.learning.statistics import LossMeter
 from partime_async.serve.client import Client, ClientKind
 from partime_async.serve.late import Label, LateTargets
 from partime_async.sinks import Renderer
+from partime_async.sockets.answers import without_batch
 from partime_async.webrtc.worker import Worker
 
 Teach = Callable[[AsyncIterable[SourceFrame]], AsyncIterator[SourceFrame]]
@@ -146,7 +147,7 @@ class Session:
             if result.error is not None:
                 self._failed(result)
             elif client.kind is ClientKind.WEBSOCKET:
-                if client.send(_single(result.output), answers=frame):
+                if client.send(without_batch(result.output), answers=frame):
                     client.delivered(result)
             else:
                 picture = await self._painter.run(partial(self._renderer.render, result.output, frame.image))
@@ -218,7 +219,7 @@ class Session:
             FrameError: It is none; the client's fault.
         """
         if (label := command.get("label")) is not None:
-            if not isinstance(label, int) or not 0 <= label < _LARGEST_LABEL:
+            if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < _LARGEST_LABEL:
                 raise FrameError(f"the label is {label!r:.40}. Send a class's number, from 0.")
             return self._to_target(torch.tensor(label))
         if (values := command.get("values")) is None:
@@ -257,11 +258,6 @@ def _camera_size(example: Value) -> tuple[int, int] | None:
     """Return height and width of what a network for pictures takes."""
     tensor = example if isinstance(example, Tensor) else example[0]
     return (int(tensor.shape[-2]), int(tensor.shape[-1])) if tensor.ndim == 4 else None
-
-
-def _single(value: Value) -> Value:
-    """Take the batch dimension off."""
-    return value[0] if isinstance(value, Tensor) else tuple(tensor[0] for tensor in value)
 
 
 def _ms(seconds: float) -> float:

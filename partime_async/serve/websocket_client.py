@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 import torch
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
 from torch import Tensor
 
 from partime_async.channel import Channel, ChannelClosed, EndOfChannel
@@ -199,12 +199,21 @@ class WebSocketClient(Client):
         is_pinged = False
         while self.closed is None:
             try:
-                message = await self._socket.receive(0.5 * self._limits.silence_s)
+                message = await self._next_message()
             except TimeoutError:
                 is_pinged = self._missed(is_pinged=is_pinged)
                 continue
             is_pinged = False
             await self._took(message.type, message.data)
+
+    async def _next_message(self) -> WSMessage:
+        try:
+            return await self._socket.receive(0.5 * self._limits.silence_s)
+        except TimeoutError:
+            # If this program itself was held up, what came in time is read in the loop's next turn.
+            await asyncio.sleep(0)
+            async with asyncio.timeout(0.0):
+                return await self._socket.receive()
 
     def _missed(self, *, is_pinged: bool) -> bool:
         """Think about a client that sent nothing for a while; say whether it was asked for a sign of life."""
@@ -230,8 +239,9 @@ class WebSocketClient(Client):
         elif kind in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
             self.close(Left.BYE if self._socket.close_code in (1000, 1001) else Left.LOST)
         elif kind is WSMsgType.ERROR:
-            is_told = isinstance(data, Exception) and self._socket.close_code in (1002, 1007, 1009)
-            self.close(f"{Left.RUBBISH}: {data}" if is_told else Left.LOST)
+            # The error's own code: by now the socket may have another one, of how the closing went.
+            is_rubbish = isinstance(data, WebSocketError) and data.code in (1002, 1007, 1009)
+            self.close(f"{Left.RUBBISH}: {data}" if is_rubbish else Left.LOST)
         else:
             await self._message(data)
 

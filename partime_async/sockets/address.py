@@ -22,7 +22,9 @@ _OPTIONS = {
     "cert": tuple(_ENCRYPTED),
     "key": tuple(_ENCRYPTED),
     "ca": tuple(_ENCRYPTED),
+    "password_file": tuple(_ENCRYPTED),
 }
+_FILES = ("cert", "key", "ca", "password_file")
 _EXAMPLES = {
     "tcp": "tcp://127.0.0.1:9000",
     "tcps": "tcps://0.0.0.0:9000?cert=cert.pem&key=key.pem",
@@ -36,8 +38,8 @@ _EXAMPLES = {
 
 
 def without_secret(url: str) -> str:
-    """Return a URL as it may be shown: without what stands before the @."""
-    return re.sub(r"//[^/]*@", "//…@", url)
+    """Return a URL as it may be shown: without what stands before the @, or as an option that there is not."""
+    return re.sub(r"([?&]password=)[^&]*", r"\1…", re.sub(r"//[^/]*@", "//…@", url))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Address:
         certificate: File with this side's certificate, for TLS.
         key: File with its key.
         ca: File with the certificates that the other side's must be signed by.
+        password_file: File with the password of an encrypted key.
     """
 
     scheme: str
@@ -71,6 +74,7 @@ class Address:
     certificate: str | None = None
     key: str | None = None
     ca: str | None = None
+    password_file: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -111,9 +115,7 @@ class Address:
             int(options.get("qos", "0")),
             None if parts.username is None else unquote(parts.username),
             None if parts.password is None else unquote(parts.password),
-            options.get("cert"),
-            options.get("key"),
-            options.get("ca"),
+            *map(options.get, _FILES),
         )
 
     @classmethod
@@ -136,8 +138,9 @@ class Address:
             raise ConfigurationError(f"{told!r}: there is no such format. Use {', '.join(FormatName)}.")
         if options.get("qos", "0") not in ("0", "1", "2"):
             raise ConfigurationError(f"{told!r}: qos is 0, 1 or 2.")
-        if any(not options.get(name, "?") for name in ("cert", "key", "ca")):
-            raise ConfigurationError(f"{told!r} names no file. Write ?cert=FILE, &key=FILE or ?ca=FILE.")
+        if any(not options.get(name, "?") for name in _FILES):
+            written = ", ".join(f"{name}=FILE" for name in _FILES)
+            raise ConfigurationError(f"{told!r} names no file. Write {written}.")
         return options
 
     @property

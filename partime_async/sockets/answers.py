@@ -17,6 +17,17 @@ Answer: TypeAlias = Value | npt.NDArray[np.generic] | Mapping[str, object]
 """Tensors, an array, or a JSON object."""
 
 
+def without_batch(output: Value) -> Value:
+    """Take off a result's batch dimension of one, which the format goes without and every receiver puts in front."""
+    if not isinstance(output, Tensor):
+        return tuple(map(_alone, output))
+    return _alone(output)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor[0] if tensor.ndim and tensor.shape[0] == 1 else tensor
+
+
 def answer_messages(answer: Answer, sequence: int, captured_at: float | None, clock: Clock) -> list[Message]:
     """Return the messages that carry an answer: one, or one for each tensor of a tuple.
 

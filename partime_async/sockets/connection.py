@@ -16,7 +16,7 @@ from partime_async.frame import Value
 from partime_async.offload import in_thread
 from partime_async.sockets.accounts import ClientAccounts, ClientStatistics
 from partime_async.sockets.formats import make_format, note
-from partime_async.sockets.framing import Framing, LengthPrefixed, Lines, Whole
+from partime_async.sockets.framing import Chunk, Framing, LengthPrefixed, Lines, Whole
 from partime_async.sockets.limits import Limits, OnBad
 from partime_async.sockets.link import Link
 from partime_async.sockets.reading import Reading, SocketFrame
@@ -114,8 +114,7 @@ class Connection:
             if self._framing.is_midway and self._midway_since is None:
                 self._midway_since = time.monotonic()
             try:
-                async with asyncio.timeout(self._patience()):
-                    chunk = await self.link.receive()
+                chunk = await self._next_chunk()
             except TimeoutError:
                 await self.show_out("idle" if self._midway_since is None else "slow")
                 return
@@ -128,6 +127,16 @@ class Connection:
             self._framing.receive(chunk)
         else:
             self._end("end")
+
+    async def _next_chunk(self) -> Chunk:
+        try:
+            async with asyncio.timeout(self._patience()):
+                return await self.link.receive()
+        except TimeoutError:
+            # If this program itself was held up, what came in time is read in the loop's next turn.
+            await asyncio.sleep(0)
+            async with asyncio.timeout(0.0):
+                return await self.link.receive()
 
     def _patience(self) -> float | None:
         idle_s = self._limits.idle_s
@@ -260,18 +269,25 @@ class Connection:
             self.accounts.unsent += len(messages)
             return False
         try:
-            data = await self._encoded(messages)
-            async with asyncio.timeout(self._limits.stalled_s):
-                await self.link.send(data)
-        except TimeoutError:
+            if await self._send(await self._encoded(messages)):
+                self.accounts.replies += len(messages)
+                return True
             self.closed = "stalled"
         except OSError:
             self.closed = self.closed or "reset"
-        else:
-            self.accounts.replies += len(messages)
-            return True
         self.accounts.unsent += len(messages)
         return False
+
+    async def _send(self, data: bytes) -> bool:
+        """Send; say whether the client read in time."""
+        try:
+            async with asyncio.timeout(self._limits.stalled_s):
+                await self.link.send(data)
+        except TimeoutError:
+            # If this program itself was held up, what the client has made room for goes out in the loop's next turn.
+            await asyncio.sleep(0)
+            return self.link.has_room
+        return True
 
     async def _encoded(self, messages: Sequence[Message]) -> bytes:
         def encode() -> bytes:

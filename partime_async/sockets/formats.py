@@ -171,12 +171,15 @@ _JSON_KINDS = {kind.name.lower(): kind for kind in (Kind.FRAME, Kind.TARGET, Kin
 
 
 def _numbers(values: object) -> Array:
+    if values is None:
+        raise WireError("values", 'there are no values. Send {"values": [1, 2, 3]}.')
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise WireError("values", f"the values are no tensor: {error}.") from None
     if array.dtype.kind not in "fiub" or not array.size or array.ndim > wire.MAX_DIMENSIONS:
-        raise WireError("values", f"the values are {array.dtype} of shape {array.shape}. Send lists of numbers.")
+        kind = {"U": "text", "O": "not all numbers"}.get(array.dtype.kind, f"numbers of shape {array.shape}")
+        raise WireError("values", f"the values are {kind}. Send lists of numbers.")
     return array
 
 

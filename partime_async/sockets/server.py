@@ -29,7 +29,7 @@ from partime_async.overflow import FeedOptions
 from partime_async.pipeline import Pipeline
 from partime_async.sockets.accounts import ClientAccounts, ClientStatistics
 from partime_async.sockets.address import Address
-from partime_async.sockets.answers import Answer, answer_messages
+from partime_async.sockets.answers import Answer, answer_messages, without_batch
 from partime_async.sockets.connection import Connection
 from partime_async.sockets.limits import Limits
 from partime_async.sockets.link import Link
@@ -97,7 +97,8 @@ class SensorServer:
         limits: What each client may ask, and how many may come.
         replies: Who gets results: ``asked``, ``always`` or ``never``.
         respond: Makes of a result what is sent back; it runs on the event loop for every result, so it is also the
-            place to look at them. `Result.context` is the `SocketFrame`. None: the network's output.
+            place to look at them. `Result.context` is the `SocketFrame`. None: the network's output, without its
+            batch dimension.
         prepare: Makes the frames that the pipeline gets of those that a client sends, such as
             ``functools.partial(pa.targets.ahead, steps=4)``.
         dtype: Of the network's input; None: as it was sent.
@@ -335,7 +336,7 @@ class _Guest:
         elif respond is not None:
             answer = respond(result)
         elif replies is not Replies.NEVER:
-            answer = result.output
+            answer = without_batch(result.output)
         is_wanted = frame.wants_reply or replies is Replies.ALWAYS
         if answer is None or replies is Replies.NEVER or not is_wanted:
             return True

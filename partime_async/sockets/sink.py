@@ -18,7 +18,7 @@ from partime_async.frame import Result
 from partime_async.offload import in_thread, to_the_end
 from partime_async.overflow import Overflow
 from partime_async.sockets.address import Address
-from partime_async.sockets.answers import Answer, answer_messages
+from partime_async.sockets.answers import Answer, answer_messages, without_batch
 from partime_async.sockets.backoff import Backoff
 from partime_async.sockets.connection import INLINE_BYTES, Connection
 from partime_async.sockets.dial import dial
@@ -161,7 +161,8 @@ class SocketSink:
         """Send one result.
 
         Args:
-            item: A `Result`, whose `index` and `captured_at` are sent along; tensors; an array; or a JSON object.
+            item: A `Result`, whose `index` and `captured_at` are sent along, and whose batch dimension of one is not;
+                tensors or an array, which go as they are; or a JSON object.
             sequence: Its number; None: that of the `Result`, or one more than the last.
             captured_at: Seconds of `time.monotonic`; None: that of the `Result`, or none.
 
@@ -178,7 +179,7 @@ class SocketSink:
         if isinstance(item, Result):
             sequence = item.index if sequence is None else sequence
             captured_at = item.captured_at if captured_at is None else captured_at
-            item = item.output
+            item = without_batch(item.output)
         sequence = self._next if sequence is None else sequence
         messages = answer_messages(item, sequence, captured_at, Clock.MONOTONIC)
 

@@ -26,20 +26,24 @@ class Tls:
         key: Its private key; None: it is in the certificate's file.
         ca: Certificates that the other side's must be signed by; for a client None means the system's.
         password: Of an encrypted key; never shown.
+        password_file: File with that password, in place of it: white space around it does not count.
     """
 
     certificate: str | Path | None = None
     key: str | Path | None = None
     ca: str | Path | None = None
     password: str | None = field(default=None, repr=False)
+    password_file: str | Path | None = None
 
     def context(self, *, is_server: bool) -> ssl.SSLContext:
         """Return what both sides of a connection agree by; reads the files.
 
         Raises:
-            ConfigurationError: A file that is missing, unreadable or no certificate, or a key that is not the
-                certificate's; the caller's fault.
+            ConfigurationError: A file that is missing, unreadable or no certificate, a key that is not the
+                certificate's, or a password that does not open it; the caller's fault.
         """
+        if self.password is not None and self.password_file is not None:
+            raise ConfigurationError(f"a password is given, and {self.password_file} as well. Use one of them.")
         try:
             if not is_server:
                 context = ssl.create_default_context(cafile=None if self.ca is None else _found(self.ca))
@@ -59,16 +63,17 @@ class Tls:
     def _load_own(self, context: ssl.SSLContext, certificate: str | Path) -> None:
         key = certificate if self.key is None else self.key
         found = _found(certificate), _found(key)
+        password = self.password if self.password_file is None else _password_in(Path(self.password_file))
         try:
             # A function: without any password OpenSSL would ask whoever sits at the terminal.
-            context.load_cert_chain(*found, password=lambda: self.password or "")
+            context.load_cert_chain(*found, password=lambda: password or "")
         except (ssl.SSLError, ValueError) as error:
-            raise ConfigurationError(_what_is_wrong(certificate, key, error)) from None
+            raise ConfigurationError(_what_is_wrong(certificate, key, error, has_password=bool(password))) from None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Those that are named."""
-        return tuple(Path(each) for each in (self.certificate, self.key, self.ca) if each is not None)
+        return tuple(Path(each) for each in (self.certificate, self.key, self.ca, self.password_file) if each)
 
 
 Credentials: TypeAlias = Tls | ssl.SSLContext
@@ -85,7 +90,7 @@ def credentials(address: Address, tls: Credentials | None, *, is_server: bool) -
     Raises:
         ConfigurationError: The two do not go together; the caller's fault.
     """
-    named = Tls(address.certificate, address.key, address.ca)
+    named = Tls(address.certificate, address.key, address.ca, password_file=address.password_file)
     if not address.is_encrypted:
         if tls is not None:
             raise ConfigurationError(f"{address} is not encrypted, and tls is given. Write tcps, wss or mqtts.")
@@ -110,6 +115,10 @@ def check_side(tls: Credentials, *, is_server: bool) -> None:
             )
         if tls.key is not None and tls.certificate is None:
             raise ConfigurationError(f"the key {tls.key} has no certificate. Name that file as well.")
+        if tls.password_file is not None and tls.certificate is None:
+            raise ConfigurationError(
+                f"{tls.password_file} is to open a key, and there is no certificate. Name its files as well."
+            )
         return
     wrong = ssl.PROTOCOL_TLS_CLIENT if is_server else ssl.PROTOCOL_TLS_SERVER
     if tls.protocol == wrong:
@@ -144,7 +153,20 @@ def _found(path: str | Path) -> str:
     return str(path)
 
 
-def _what_is_wrong(certificate: str | Path, key: str | Path, error: Exception) -> str:
+def _password_in(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be read once, and then wait for ever
+            raise ConfigurationError(f"the password file {path} is no regular file, and must be read again and again.")
+        password = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigurationError(f"the password file {path} cannot be read: {why}. Check its name and mode.") from None
+    if not password:
+        raise ConfigurationError(f"the password file {path} is empty. Write the key's password into it.")
+    return password
+
+
+def _what_is_wrong(certificate: str | Path, key: str | Path, error: Exception, *, has_password: bool) -> str:
     shown, secret = Path(certificate).read_bytes(), Path(key).read_bytes()
     if b"-----BEGIN CERTIFICATE-----" not in shown:
         return f"{certificate} holds no certificate. Give a PEM file."
@@ -153,9 +175,10 @@ def _what_is_wrong(certificate: str | Path, key: str | Path, error: Exception) -
     if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
         return f"the key in {key} is not that of the certificate in {certificate}. Give the two that belong together."
     if b"ENCRYPTED" in secret:
+        told = "the password does not open it" if has_password else "there is no password"
         return (
-            f"the key in {key} is encrypted, and the password does not open it. Pass Tls(password=...), or decrypt it: "
-            f"openssl pkey -in {key} -out plain.pem."
+            f"the key in {key} is encrypted, and {told}. Name the file that the password is in (password_file=FILE, "
+            f"or --tls-password-file FILE), or decrypt the key: openssl pkey -in {key} -out plain.pem."
         )
     told = error.reason if isinstance(error, ssl.SSLError) and error.reason else "it is damaged"
     return f"the certificate in {certificate} or the key in {key} cannot be used: {told}. Make them anew."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.commands import Command, commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,25 +110,8 @@ def importable(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return users_folder
 
 
-Command = Callable[..., "subprocess.Popen[str]"]
-
-
 @pytest.fixture
 def command(users_folder: Path) -> Iterator[Command]:
     """Return a function that starts ``partime-async`` with these arguments in the user's folder."""
-    with ExitStack() as started:
-
-        def start(*arguments: str) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "partime_async", *arguments],
-                cwd=users_folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            started.enter_context(process)
-            started.callback(process.kill)
-            return process
-
+    with commands(users_folder, columns=100) as start:
         yield start

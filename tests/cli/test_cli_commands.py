@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -268,3 +269,10 @@ def test_run_writes_nothing_to_the_log(caplog: pytest.LogCaptureFixture, tmp_pat
     assert not caplog.records
     assert (objects[-1]["output"], objects[-1]["written"]) == (str(output), 4)
     assert output.exists()
+
+
+def test_version_is_told_without_a_command() -> None:
+    """The program's own name and version, on one line, and nothing is run."""
+    result = RUNNER.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert re.fullmatch(r"partime-async \d+(\.\d+)+\S*\n", result.stdout)

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.cli.conftest import Command
+from tests.commands import Command
 from tests.sources.clips import record
 
 TIMEOUT_S = 60.0

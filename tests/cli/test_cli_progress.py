@@ -58,7 +58,9 @@ def header(told: tuple[PipelineStatistics, Plan]) -> Header:
 def summary(header: Header, statistics: PipelineStatistics) -> Summary:
     """Return how it went."""
     ended = replace(FRAMES, waiting=0, in_flight=0, dropped={"overflow": 9, "stale": 9})
-    return Summary(header, statistics, ended, "out.mp4", 30, is_interrupted=True, error="", failure="too bright")
+    return Summary(
+        header, statistics, ended, "out.mp4", 30, saved=None, is_interrupted=True, error="", failure="too bright"
+    )
 
 
 def drawn(view: RenderableType, width: int) -> list[str]:

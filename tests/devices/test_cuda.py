@@ -291,6 +291,10 @@ async def test_launcher_is_shared_and_ends_with_the_last_stream() -> None:
         assert torch.equal(await tensor_of(again.enqueue(plus, ready(torch.zeros(1)), to_host=True)), torch.ones(1))
 
 
+_HELD_S = 0.3
+"""Far more than an addition takes, on a busy machine too."""
+
+
 async def test_events_of_the_device_time_the_work_on_it() -> None:
     """Busy time is what passed between the device's own events, not what the host waited."""
     gpu = GpuDouble()
@@ -299,8 +303,8 @@ async def test_events_of_the_device_time_the_work_on_it() -> None:
         event = stream.enqueue(plus, ready(torch.zeros(2)))
         assert isinstance(event, CudaEvent)
         await asyncio.to_thread(event.wait_until_launched)
-        await asyncio.to_thread(threading.Event().wait, 0.02)
+        await asyncio.to_thread(threading.Event().wait, _HELD_S)
         gpu.release()
         await completed(event)
-        assert 0 < event.finished_at - event.started_at < 0.02
-        assert stream.busy_s < 0.02
+        assert 0 < event.finished_at - event.started_at < _HELD_S
+        assert stream.busy_s < _HELD_S

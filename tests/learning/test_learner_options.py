@@ -141,6 +141,19 @@ async def test_optimizer_is_made_once_per_stage_of_its_trainable_parameters() ->
     assert {update.stage for update in taught.updates} == {0, 2}
 
 
+@pytest.mark.parametrize("kind", [SGD, ADAM], ids=["SGD", "Adam"])
+async def test_weights_that_the_optimizer_was_not_given_stay_as_they_are(kind: OptimizerFactory) -> None:
+    """A factory may leave some of the parameters out, also where plain SGD is stepped without the optimiser."""
+    frames, targets = lessons(8, missing=0.0)
+    net = blocks(3)
+    learner = pa.Learner(mse, lambda params: kind(list(params)[:2]))
+    taught = await teach(net, [1, 2], frames, targets, learner)
+    assert_as_defined(taught, simulate(net, [1, 2], frames, targets, plain(learner)))
+    own = net.state_dict()
+    moved = {name for name, tensor in taught.weights[7].items() if not torch.equal(tensor, own[name])}
+    assert moved == {"0.shift", "0.linear.weight", "1.shift", "1.linear.weight"}
+
+
 @pytest.mark.parametrize("optimizer", [SGD, partial(torch.optim.SparseAdam, lr=0.1)], ids=["SGD", "SparseAdam"])
 async def test_sparse_gradients_of_an_embedding_are_applied(optimizer: OptimizerFactory) -> None:
     """A frame of integers is looked up in a table, whose gradient has values for its rows alone."""
@@ -176,13 +189,14 @@ class NeedsMore(torch.optim.SGD):
         ({"optimizer": partial(NeedsMore, lr=0.1)}, "its step needs closure, scale"),
         ({"scheduler": ReduceLROnPlateau}, "ReduceLROnPlateau cannot be used here: its step needs metrics"),
         ({"optimizer": Lazy}, "made a Lazy"),
+        ({"optimizer": lambda _: SGD([torch.ones(1)])}, r"1 tensor\(s\) that are no weights of the stage"),
         ({"scheduler": lambda optimizer: None}, "made a NoneType"),
     ],
 )
 async def test_optimizer_or_schedule_that_cannot_step_alone_is_refused_on_entering(
     options: dict[str, object], told: str
 ) -> None:
-    """A closure would run the whole net again, and a metric is the last stage's alone: neither can be had."""
+    """A closure would run the whole net again, and a metric is the last stage's alone; other weights are not run."""
     learner = pa.Learner(**{"loss": mse, "optimizer": SGD, **options})  # type: ignore[arg-type]
     with pytest.raises(pa.ConfigurationError, match=told):
         async with pa.Pipeline(blocks(2), torch.ones(1, WIDTH), stages=2, learner=learner):

@@ -129,3 +129,10 @@ def test_example_size_of_an_unknown_model_raises() -> None:
     """Nothing is known of the frames of a user's model."""
     with pytest.raises(ConfigurationError, match="Give their size"):
         example_size("user_nets:make")
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "folder/net.safetensors", "net.onnx"])
+def test_build_of_a_file_says_where_the_file_goes(name: str) -> None:
+    """Weights do not say which network they belong to."""
+    with pytest.raises(ConfigurationError, match=r"Name the network as 'module:factory', and give the file with --wei"):
+        build(name)

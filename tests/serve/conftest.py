@@ -87,6 +87,6 @@ async def _no_task_is_left_here() -> AsyncIterator[None]:
     yield
     left = asyncio.all_tasks() - {asyncio.current_task()}
     if left:  # aiohttp's own, of connections that are closing
-        await asyncio.wait(left, timeout=1.0)
+        await asyncio.wait(left, timeout=_JOIN_TIMEOUT_S)
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, f"the test left tasks: {left}"

@@ -5,28 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from queue import Queue
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from partime_async.cli.app import app
 from partime_async.cli.serve import _is_news, _Lossy
 from partime_async.client import decode, encode
+from partime_async.sockets import Tls
 from partime_async.webrtc import Description, Peer, PictureTrack
+from tests.certificates import Authority
+from tests.commands import Command, commands
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60.0
@@ -51,29 +49,13 @@ def odd():
     return Odd()
 '''
 
-Start = Callable[..., "subprocess.Popen[str]"]
-
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Command]:
     """Return a function that starts ``partime-async serve`` with these arguments in the user's folder."""
     (tmp_path / "users_own.py").write_text(MODULE)
-    with ExitStack() as started:
-
-        def start(*arguments: str) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "partime_async", "serve", *arguments],
-                cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            started.enter_context(process)
-            started.callback(process.kill)
-            return process
-
-        yield start
+    with commands(tmp_path) as command:
+        yield partial(command, "serve")
 
 
 SMALL = ("users_own:small", "--shape", "1,4", "--stages", "1", "--port", "0")
@@ -110,7 +92,7 @@ async def visit(url: str, interrupt: Callable[[], None]) -> str:
 
 
 def test_server_that_is_interrupted_with_live_clients_ends_well_and_keeps_its_weights(
-    start: Start, tmp_path: Path
+    start: Command, tmp_path: Path
 ) -> None:
     """Exit code 0, an event a line, and the file can be served again."""
     process = start(*SMALL, "--learn", "given", "--save", "taught.safetensors", "--json")
@@ -141,7 +123,7 @@ async def ask(url: str, token: str) -> int:
             return 200 if decode(await socket.receive_bytes()).sequence == 1 else 500
 
 
-def test_server_makes_its_token_and_never_prints_it(start: Start, tmp_path: Path) -> None:
+def test_server_makes_its_token_and_never_prints_it(start: Command, tmp_path: Path) -> None:
     """The file is its owner's alone; what is printed names the file."""
     process = start(*SMALL, "--token-file", "token", "--own-head", "1", "--learn", "given", "--loss", "cross-entropy")
     assert process.stdout is not None
@@ -158,40 +140,21 @@ def test_server_makes_its_token_and_never_prints_it(start: Start, tmp_path: Path
     assert "token=$(cat token)" in line
 
 
-def certify(folder: Path) -> None:
-    """Write a certificate of this machine's own, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    (folder / "key.pem").write_bytes(pem)
-
-
-async def health(url: str) -> str:
-    """Return what a server says of its health, whoever signed its certificate."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}healthz", ssl=False) as response:
+async def health(url: str, authority: Authority) -> str:
+    """Return what a server over https says of its health."""
+    context = await asyncio.to_thread(Tls(ca=authority.ca).context, is_server=False)
+    async with aiohttp.ClientSession() as session, session.get(f"{url}healthz", ssl=context) as response:
         return str((await response.json())["status"])
 
 
-def test_server_with_a_certificate_speaks_https(start: Start, tmp_path: Path) -> None:
+def test_server_with_a_certificate_speaks_https(start: Command, authority: Authority) -> None:
     """As browsers want it of a page that asks for a camera."""
-    certify(tmp_path)
-    process = start(*SMALL, "--tls-cert", "cert.pem", "--tls-key", "key.pem", "--json", "--no-page")
+    pair = authority.issue("server")
+    files = ("--tls-cert", str(pair.certificate), "--tls-key", str(pair.key))
+    process = start(*SMALL, *files, "--json", "--no-page")
     url = url_of(process)
     assert url.startswith("https://")
-    assert asyncio.run(health(url)) == "ready"
+    assert asyncio.run(health(url, authority)) == "ready"
     process.send_signal(signal.SIGINT)
     assert process.wait(TIMEOUT_S) == 0
 
@@ -206,7 +169,13 @@ def test_server_with_a_certificate_speaks_https(start: Start, tmp_path: Path) ->
         ((*SMALL, "--own-head", "1", "--save", "x.safetensors"), "Use one of them"),
         ((*SMALL, "--weights", "nowhere.safetensors"), "nowhere.safetensors"),
         (("users_own:odd", "--shape", "1,4", "--own-head", "1", "--port", "0"), "Sequential"),
+        ((*SMALL, "--save", "nowhere/x.safetensors"), "there is no folder nowhere. Create it first"),
+        ((*SMALL, "--save", "."), "it is a folder"),
+        ((*SMALL, "--host", "192.0.2.7", "--token-file", "token"), "Give an address of this machine"),
         (("users_own:small", "--port", "0"), "--shape"),
+        (("users_own:small", "--shape", "4", "--port", "0"), "Begin with a 1"),
+        (("users_own:small", "--shape", "3,4", "--port", "0"), "Begin with a 1"),
+        (("weights.pt", "--port", "0"), "give the file with --weights"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
 )

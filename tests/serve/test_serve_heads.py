@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import pytest
@@ -10,22 +11,27 @@ from torch import nn
 
 import partime_async as pa
 from partime_async.errors import ConfigurationError
+from partime_async.learning.learner import OptimizerFactory
 from partime_async.serve import HeadService
 from tests.serve.visitors import WIDTH, Rig, network, serving
 
 FRAME = torch.ones(WIDTH)
 
 
-def heads(**options: object) -> HeadService:
+def learner(optimizer: OptimizerFactory, **options: object) -> pa.Learner:
+    """Return a learner of classes."""
+    return pa.Learner(nn.functional.cross_entropy, optimizer, rule=pa.rules.exact(), **options)  # type: ignore[arg-type]
+
+
+def heads(taught_by: pa.Learner | None = None, **options: object) -> HeadService:
     """Return a service of the small network whose last layer is each client's own."""
     module = network()
-    learner = pa.Learner(nn.functional.cross_entropy, partial(torch.optim.SGD, lr=0.5), rule=pa.rules.exact())
     return HeadService(
         pa.Pipeline(module[:2], torch.zeros(1, WIDTH), stages=1, close_timeout_s=2.0),
         torch.zeros(1, WIDTH),
         make_head=lambda: module[2:],
         features=torch.zeros(1, 8),
-        learner=learner,
+        learner=taught_by or learner(partial(torch.optim.SGD, lr=0.5)),
         to_target=lambda target: target.reshape(-1)[:1].long(),
         **options,  # type: ignore[arg-type]
     )
@@ -54,6 +60,44 @@ async def test_client_teaches_its_own_head_and_finds_it_again() -> None:
         assert int((await taught(rig, "ann", None, 1)).argmax()) == 0
         assert int((await taught(rig, "ben", None, 1)).argmax()) == 2
         assert torch.equal(await taught(rig, "cleo", None, 1), untaught)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [partial(torch.optim.SGD, lr=0.05, momentum=0.9), partial(torch.optim.Adam, lr=0.05)],
+    ids=["momentum", "adam"],
+)
+async def test_head_that_is_found_again_learns_on_as_if_it_had_never_been_away(optimizer: OptimizerFactory) -> None:
+    """Its momentum, its moments and its learning rate are kept with its weights: three visits are one, bit for bit."""
+
+    def halved(made: torch.optim.Optimizer) -> torch.optim.lr_scheduler.StepLR:
+        return torch.optim.lr_scheduler.StepLR(made, 5, gamma=0.5)
+
+    async with serving(heads(learner(optimizer, scheduler=halved))) as rig:
+        await taught(rig, "ann", 0, 12)
+        for frames in (3, 5, 4):
+            await taught(rig, "ben", 0, frames)
+        assert torch.equal(await taught(rig, "ann", None, 1), await taught(rig, "ben", None, 1))
+
+
+async def test_visit_that_ends_while_its_head_is_fetched_leaves_what_was_taught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A head that never came to know the client's lessons does not take their place."""
+    service, fetching = heads(), asyncio.Event()
+
+    async def never(*_: object) -> None:
+        fetching.set()
+        await asyncio.Event().wait()
+
+    async with serving(service) as rig:
+        await taught(rig, "ann", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(pa.Pipeline, "resume", never)
+            async with rig.stream("?client=ann"):
+                await fetching.wait()
+            await rig.until(lambda: service._count == 0)
+        assert int((await taught(rig, "ann", None, 1)).argmax()) == 0
 
 
 async def test_head_that_was_away_for_long_is_forgotten() -> None:
@@ -100,4 +144,4 @@ async def test_head_that_does_not_fit_the_body_is_found_at_the_start() -> None:
 def test_number_of_heads_below_one_is_refused(option: str) -> None:
     """Nothing could be served."""
     with pytest.raises(ConfigurationError):
-        heads(**{option: 0})
+        heads(None, **{option: 0})

@@ -109,6 +109,7 @@ async def test_target_that_comes_too_late_is_told_of_and_costs_nothing_else() ->
         ({"sequence": "0", "label": 1}, "'0'"),
         ({"sequence": 0}, "no target"),
         ({"sequence": 0, "label": -1}, "class's number"),
+        ({"sequence": 0, "label": True}, "class's number"),
         ({"sequence": 0, "values": {"a": 1}}, "no tensor"),
         ({"sequence": 0, "target": [1.0]}, "no target"),
     ],

@@ -139,12 +139,13 @@ async def test_stream_of_nothing_but_rubbish_is_cut_off() -> None:
 
 
 async def test_stream_message_that_is_too_large_is_refused_before_it_is_kept() -> None:
-    """The connection ends with the code that says so."""
-    limits = ClientLimits(message_bytes=4096)
-    async with serving(Mirror(), limits=limits) as rig, rig.stream() as stream:
+    """The connection ends with the code that says so, and is not taken for one that was lost."""
+    limits, service = ClientLimits(message_bytes=4096), Mirror()
+    async with serving(service, limits=limits) as rig, rig.stream() as stream:
         await stream.socket.send_bytes(encode(np.zeros(4096, np.float32), sequence=0))
         assert await stream.close_code() == 1009
         await rig.empty()
+    assert str(service.seen[0].closed).startswith("rubbish: Message size")
 
 
 async def test_program_is_held_back_while_the_service_takes_nothing() -> None:
@@ -228,7 +229,7 @@ async def test_program_says_goodbye_in_the_binary_format() -> None:
 async def test_program_that_neither_reads_nor_sends_loses_its_connection() -> None:
     """One that went to sleep in the middle, with results waiting for it, cannot stay for ever."""
     service = Mirror()
-    limits = ClientLimits(slow_s=0.3, silence_s=0.2)
+    limits = ClientLimits(slow_s=0.3, silence_s=2.0)
     async with serving(service, limits=limits) as rig, rig.stream() as stream:
         frame = encode(np.zeros(1_000_000, np.float32), sequence=0)
         for _ in range(4):
@@ -258,7 +259,7 @@ async def test_program_that_answers_nothing_is_given_up() -> None:
 async def test_program_that_lives_and_sends_nothing_is_given_up_later() -> None:
     """Its pongs are signs of life, but a place is for those who use it."""
     service = Mirror()
-    limits = ClientLimits(silence_s=0.2, idle_s=0.6)
+    limits = ClientLimits(silence_s=0.4, idle_s=1.0)
     async with serving(service, limits=limits) as rig, rig.stream() as stream:
         assert await stream.close_code() == 1008
         await rig.empty()

@@ -93,3 +93,24 @@ async def test_viewer_whose_server_ends_the_visit_connects_again(tmp_path: Path)
         await page.get_by_role("button", name="Stop").click()
         await rig.empty()
         assert errors == []
+
+
+async def test_viewer_says_what_is_wrong_in_words_of_its_own(tmp_path: Path) -> None:
+    """A server that does not answer, and a camera that is pulled out, are named; the old figures are seen to be old."""
+    async with serving(Mirror(), page=VIEWER) as rig, browsing(tmp_path) as (page, errors):
+        await page.goto(rig.url)
+        await page.route("**/api/offer", lambda route: route.abort())
+        await page.get_by_role("button", name="Start the camera").click()
+        await page.get_by_text("The server does not answer; trying again").wait_for()
+        assert await page.get_by_text("The video comes with the connection.").is_visible()
+        assert await page.locator("#figures").get_attribute("data-stale") == "true"
+        await page.unroute("**/api/offer")
+        await page.get_by_text("Live", exact=True).wait_for()
+        assert await page.locator("#figures").get_attribute("data-stale") == "false"
+        await page.evaluate(
+            "() => document.getElementById('own').srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))"
+        )
+        await page.get_by_text("The camera has stopped").wait_for()
+        assert await page.get_by_role("button", name="Start the camera").is_visible()
+        await rig.empty()
+        assert errors == []

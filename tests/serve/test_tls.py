@@ -33,12 +33,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Return who signs."""
-    return Authority(tmp_path_factory.mktemp("https"))
-
-
-@pytest.fixture(scope="module")
 def pair(authority: Authority) -> Pair:
     """Return a certificate of this machine, and its key."""
     return authority.issue("server")
@@ -180,12 +174,13 @@ async def test_server_beyond_this_machine_without_https_says_what_is_lost(caplog
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
-def test_demo_over_https_is_reached_from_elsewhere_with_its_token(
-    pair: Pair, authority: Authority, tmp_path: Path
-) -> None:
-    """The command in a process of its own: https, a token that it never prints, ready, and stopped by Ctrl-C."""
+def test_demo_over_https_is_reached_from_elsewhere_with_its_token(authority: Authority, tmp_path: Path) -> None:
+    """The command in a process of its own: an encrypted key, a token, neither ever printed, and stopped by Ctrl-C."""
+    secret = "open sesame"
+    locked = authority.issue("locked", password=secret)
+    (tmp_path / "password").write_text(f"{secret}\n")
     arguments = ["--no-browser", "--port", "0", "--host", "0.0.0.0", "--token-file", "token", "-v"]
-    files = ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key)]
+    files = ["--tls-cert", str(locked.certificate), "--tls-key", str(locked.key), "--tls-password-file", "password"]
     with subprocess.Popen(
         [sys.executable, "-m", "partime_async", "demo", *arguments, *files],
         cwd=tmp_path,
@@ -207,6 +202,7 @@ def test_demo_over_https_is_reached_from_elsewhere_with_its_token(
     assert process.returncode == 0, stderr
     assert url.startswith("https://")
     assert token not in line + stdout + stderr
+    assert secret not in line + stdout + stderr
     assert "server.unencrypted" not in stderr
 
 
@@ -221,13 +217,21 @@ async def statuses(url: str, token: str, authority: Authority) -> tuple[int, int
 
 
 @pytest.mark.parametrize("name", ["demo", "serve"])
-def test_command_with_files_that_cannot_be_used_says_so_in_one_line(pair: Pair, tmp_path: Path, name: str) -> None:
+def test_command_with_files_that_cannot_be_used_says_so_in_one_line(
+    pair: Pair, authority: Authority, tmp_path: Path, name: str
+) -> None:
     """Exit code 2, with the file's name, before anything is started."""
+    closed, wrong = authority.issue("closed", password="open sesame"), tmp_path / "wrong"
+    wrong.write_text("open barley")
+    encrypted = ["--tls-cert", str(closed.certificate), "--tls-key", str(closed.key)]
     runner = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"})
     for arguments, words in (
         (["--tls-cert", str(tmp_path / "nowhere.pem")], "nowhere.pem cannot be read"),
         (["--tls-cert", str(pair.certificate)], "holds no private key"),
         (["--tls-key", str(pair.key)], "Give --tls-cert as well"),
+        (["--tls-password-file", str(wrong)], "Give --tls-cert as well"),
+        (encrypted, "is encrypted, and there is no password. Name the file"),
+        ([*encrypted, "--tls-password-file", str(wrong)], "the password does not open it"),
     ):
         ended = runner.invoke(command, [name, "--port", "0", *arguments])
         assert (ended.exit_code, ended.stdout) == (2, "")

@@ -32,7 +32,7 @@ async def _clean_loop() -> AsyncIterator[None]:
     before = open_sockets()
     yield
     # A transport that was closed says so in the loop's next turns.
-    end = time.monotonic() + 2.0
+    end = time.monotonic() + 20.0
     while open_sockets() > before and time.monotonic() < end:  # noqa: ASYNC110 - nothing could set an event
         await asyncio.sleep(0.01)
     left = asyncio.all_tasks() - {asyncio.current_task()}

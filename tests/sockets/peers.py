@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import torch
 from torch import nn
 
 import partime_async as pa
-from partime_async.sockets import ClientStatistics, SensorServer, wire
+from partime_async.sockets import (
+    ClientStatistics,
+    ConnectedSource,
+    Limits,
+    ListeningSource,
+    SensorServer,
+    SocketFrame,
+    SocketSink,
+    wire,
+)
+
+Source = ListeningSource | ConnectedSource
 
 WIDTH = 4
+
+PATIENT = Limits(close_s=20.0)
+"""For a sink that is left at once: what it was given goes out on a busy machine, too."""
 
 
 def network() -> nn.Sequential:
@@ -61,11 +76,59 @@ def goodbye(sent: int) -> bytes:
     return wire.encode(None, sequence=sent, kind=wire.Kind.BYE)
 
 
-async def until(is_so: Callable[[], bool], *, within_s: float = 10.0) -> None:
+async def until(is_so: Callable[[], bool], *, within_s: float = 20.0) -> None:
     """Wait for something that another side does, which no event of this side tells."""
     async with asyncio.timeout(within_s):
         while not is_so():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+async def collected(source: Source) -> list[SocketFrame]:
+    """Return all frames of a source."""
+    async with asyncio.timeout(20.0):
+        return [each async for each in source]
+
+
+async def until_pushed_back(writer: asyncio.StreamWriter) -> int:
+    """Send frames of 40 kB until the other side holds this one back, and return how many were sent."""
+    payload, sent = wire.encode(np.zeros(10_000, np.float32), sequence=0), 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.5):
+            while sent < 1000:
+                writer.write(payload[:8] + sent.to_bytes(8, "little") + payload[16:])
+                sent += 1
+                await writer.drain()
+    assert sent < 900
+    return sent
+
+
+async def next_of(source: Source, sink: SocketSink) -> SocketFrame:
+    """Return the next frame of a source, to which a sink sends again and again until one arrives."""
+    taking, number = asyncio.create_task(anext(source)), 0
+    async with asyncio.timeout(20.0):
+        while not taking.done():
+            number += 1
+            await sink.write(vector(number))
+            await asyncio.sleep(0.01)
+    return await taking
+
+
+async def knocks(server: SensorServer, turns: int) -> list[socket.socket]:
+    """Connect five times, say nothing, and let the server take so many turns of the loop."""
+    found = [socket.create_connection(("127.0.0.1", port_of(server.url))) for _ in range(5)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    return found
+
+
+def assert_shut(found: Iterable[socket.socket]) -> None:
+    """Assert that connections were ended by the other side, with a word, an end or a reset, and close them."""
+    for each in found:
+        each.settimeout(20.0)
+        with suppress(ConnectionError):
+            while each.recv(1000):
+                continue
+        each.close()
 
 
 async def all_left(server: SensorServer, count: int) -> tuple[ClientStatistics, ...]:

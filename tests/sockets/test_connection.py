@@ -41,7 +41,7 @@ async def pair(
         reading or Reading(),
         on_late_target=None if targets is None else late,
     )
-    theirs.settimeout(5.0)
+    theirs.settimeout(20.0)
     try:
         yield connection, theirs
     finally:

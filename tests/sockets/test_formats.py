@@ -83,6 +83,21 @@ def test_json_of_anything_else_is_refused(line: str) -> None:
         frames("json", line)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"sequence": 3}', r"there are no values\. Send"),
+        ('{"values": "abc"}', r"the values are text\. Send lists of numbers"),
+        ("[null, 1]", r"the values are not all numbers\. Send lists"),
+        ("[]", r"the values are numbers of shape \(0,\)\. Send lists"),
+    ],
+)
+def test_json_without_numbers_says_in_words_what_it_has(line: str, words: str) -> None:
+    """Whoever programs a device knows nothing of numpy's names for types."""
+    with pytest.raises(WireError, match=words):
+        frames("json", line)
+
+
 @given(st.binary(max_size=60))
 @example(b"\xff\xfe")
 @example(b'{"values":[1],"kind":"\\ud800"}')

@@ -6,7 +6,7 @@ import asyncio
 import random
 import socket
 import struct
-from contextlib import suppress
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +16,18 @@ from partime_async.sockets import Limits, OnBad, SensorServer, wire
 from partime_async.sockets.connection import Connection
 from partime_async.sockets.link import StreamLink
 from partime_async.sockets.reading import Reading
-from tests.sockets.peers import all_left, check, frame, goodbye, port_of, read_message, serving, until
+from tests.sockets.peers import (
+    all_left,
+    assert_shut,
+    check,
+    frame,
+    goodbye,
+    knocks,
+    port_of,
+    read_message,
+    serving,
+    until,
+)
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -30,7 +41,7 @@ async def is_served(server: SensorServer) -> bool:
     """Whether a good client gets its answer."""
     reader, writer = await connected(server)
     writer.write(frame(0, wants_reply=True))
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(20.0):
         answer = await read_message(reader)
     writer.write(goodbye(1))
     writer.close()
@@ -100,7 +111,7 @@ async def test_bad_messages_cost_the_client_by_policy(limits: Limits) -> None:
 
 async def test_drip_of_single_bytes_is_cut_in_time_and_others_are_served() -> None:
     """A slowloris keeps its place no longer than a message may take, however often it sends a byte."""
-    async with serving(limits=Limits(message_s=0.3, idle_s=5.0)) as server:
+    async with serving(limits=Limits(message_s=0.3)) as server:
         reader, writer = await connected(server)
 
         async def drip() -> None:
@@ -110,7 +121,7 @@ async def test_drip_of_single_bytes_is_cut_in_time_and_others_are_served() -> No
 
         dripping = asyncio.create_task(drip())
         assert await is_served(server)
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(20.0):
             note = await read_message(reader)
         dripping.cancel()
         await asyncio.wait([dripping])
@@ -124,18 +135,22 @@ async def test_drip_of_single_bytes_is_cut_in_time_and_others_are_served() -> No
 
 async def test_silence_ends_a_connection_and_a_hello_keeps_it() -> None:
     """A half-open connection is idle, and its place is given back; one that says hello stays."""
-    async with serving(limits=Limits(idle_s=0.4)) as server:
-        _, silent = await connected(server)
-        _, greeting = await connected(server)
-        for _ in range(8):
-            greeting.write(wire.encode(None, sequence=0, kind=wire.Kind.HELLO))
-            await asyncio.sleep(0.1)
-        statistics = server.statistics()
-        closed = {client.client: client.closed for client in statistics.clients}
-        assert sorted(closed.values(), key=str) == [None, "idle"]
-        silent.close()
-        greeting.close()
-        await all_left(server, 2)
+    for idle_s in (0.4, 2.0, 10.0):  # where the test itself is held up, hellos come late: once more, with more time
+        async with serving(limits=Limits(idle_s=idle_s)) as server:
+            _, silent = await connected(server)
+            _, greeting = await connected(server)
+            longest_s, said_at = 0.0, time.monotonic()
+            while not any(client.closed for client in server.statistics().clients):
+                greeting.write(wire.encode(None, sequence=0, kind=wire.Kind.HELLO))
+                longest_s, said_at = max(longest_s, time.monotonic() - said_at), time.monotonic()
+                await asyncio.sleep(0.05)
+            closed = [client.closed for client in server.statistics().clients]
+            silent.close()
+            greeting.close()
+            await all_left(server, 2)
+        if max(longest_s, time.monotonic() - said_at) < 0.5 * idle_s:
+            break
+    assert sorted(closed, key=str) == [None, "idle"]
 
 
 async def test_crash_in_the_middle_of_a_message_is_counted() -> None:
@@ -156,7 +171,7 @@ async def test_crash_in_the_middle_of_a_message_is_counted() -> None:
 async def test_clients_that_come_and_go_and_send_anything_leave_nothing() -> None:
     """Forty clients of every kind at once: accounts add up, and tasks, sockets and places are all given back."""
     rng = random.Random(7)
-    async with serving(limits=Limits(message_s=0.5, idle_s=1.0, clients=40)) as server:
+    async with serving(limits=Limits(clients=40)) as server:
 
         async def guest(number: int) -> None:
             _, writer = await connected(server)
@@ -187,14 +202,8 @@ async def test_clients_that_come_and_go_and_send_anything_leave_nothing() -> Non
 async def test_clients_that_come_while_the_server_is_left_are_closed_too(turns: int) -> None:
     """Whatever step of coming in they are at, nothing of them stays behind."""
     async with serving() as server:
-        found = [socket.create_connection(("127.0.0.1", port_of(server.url))) for _ in range(5)]
-        for _ in range(turns):
-            await asyncio.sleep(0)
-    for each in found:
-        each.settimeout(5.0)
-        with suppress(ConnectionError):
-            assert each.recv(1000) is not None  # a word, an end or a reset: not nothing for ever
-        each.close()
+        found = await knocks(server, turns)
+    assert_shut(found)
 
 
 async def test_datagrams_of_rubbish_are_counted_and_the_next_one_is_read() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ import torch
 from partime_async.errors import SinkError, SourceError
 from partime_async.sockets import Limits, SensorServer, SocketFrame, SocketSink, Tls, listen
 from tests.certificates import Authority, Pair
-from tests.sockets.peers import WIDTH, check, small, until, vector
+from tests.sockets.peers import PATIENT, WIDTH, check, next_of, small, until, vector
 
 pytest.importorskip("aiomqtt")
 amqtt = pytest.importorskip("amqtt.broker")
@@ -59,8 +57,8 @@ async def test_mqtt_source_hears_what_sinks_publish(port: int) -> None:
         base = f"mqtt://127.0.0.1:{port}"
         async with broker(port), listen(f"{base}/sensors/+?format={form}") as source:
             async with (
-                SocketSink(f"{base}/sensors/a?format={form}") as first,
-                SocketSink(f"{base}/sensors/b?format={form}&qos=1") as second,
+                SocketSink(f"{base}/sensors/a?format={form}", limits=PATIENT) as first,
+                SocketSink(f"{base}/sensors/b?format={form}&qos=1", limits=PATIENT) as second,
             ):
                 got: dict[str, list[SocketFrame]] = {}
                 for number in range(5):
@@ -103,14 +101,7 @@ async def test_mqtt_source_comes_back_after_the_broker_was_away(port: int) -> No
         await source.open()
     async with broker(port):
         async with SocketSink(f"mqtt://127.0.0.1:{port}/a") as sink:
-            taking = asyncio.create_task(anext(source))
-            number = 0
-            async with asyncio.timeout(20.0):
-                while not taking.done():
-                    await sink.write(vector(number))
-                    number += 1
-                    await asyncio.sleep(0.1)
-            value = (await taking).value
+            value = (await next_of(source, sink)).value
             assert isinstance(value, torch.Tensor)
             assert value.shape == (1, WIDTH)
         await source.aclose()
@@ -125,9 +116,8 @@ async def test_mqtt_without_a_broker_is_an_error_without_the_password(port: int)
     await source.aclose()
 
 
-async def test_mqtt_over_tls_checks_the_certificate_of_the_broker(port: int, tmp_path: Path) -> None:
+async def test_mqtt_over_tls_checks_the_certificate_of_the_broker(port: int, authority: Authority) -> None:
     """Frames go through; a broker that is not trusted is refused at once, with the remedy."""
-    authority = Authority(tmp_path)
     base, trusting = f"mqtts://127.0.0.1:{port}/a", Tls(ca=authority.ca)
     async with broker(port, authority.issue("broker")):
         async with listen(f"{base}?ca={authority.ca}") as source, SocketSink(base, tls=trusting) as sink:

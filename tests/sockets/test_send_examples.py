@@ -21,8 +21,10 @@ EXAMPLES = ROOT / "examples"
 
 async def run(*command: str, given: bytes = b"") -> None:
     """Run a program to its end."""
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
-    await process.communicate(given)
+    # A pipe is broken by then if a program that reads nothing has ended.
+    stdin = asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, stdin=stdin)
+    await process.communicate(given or None)
     assert process.returncode == 0
 
 

@@ -83,7 +83,7 @@ class Device:
 
     async def receive(self) -> wire.Message:
         """Return the next message."""
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(20.0):
             if self.scheme == "ws":
                 return wire.decode(await self._socket.receive_bytes())
             if self.scheme == "udp":
@@ -106,7 +106,7 @@ async def test_server_answers_those_who_ask_and_counts_everything(url: str) -> N
         await device.send(goodbye(10))
         [client] = await all_left(server, 1)
     assert [answer.sequence for answer in answers] == [0, 3, 6, 9]
-    assert [answer.array.tolist() for answer in answers] == [[[2.0 * n] * WIDTH] for n in (0, 3, 6, 9)]
+    assert [answer.array.tolist() for answer in answers] == [[2.0 * n] * WIDTH for n in (0, 3, 6, 9)]
     assert all(answer.kind is wire.Kind.RESULT and answer.clock is wire.Clock.MONOTONIC for answer in answers)
     check(client)
     assert (client.frames, client.replies, client.closed, client.sequence.missing) == (10, 4, "bye", 0)
@@ -128,7 +128,7 @@ async def test_server_speaks_text_to_devices_that_do(form: str) -> None:
         assert await reader.read() == b""
         writer.close()
         [client] = await all_left(server, 1)
-    wanted = {"json": b'{"kind":"result","sequence":0,"values":[[2.0,4.0,6.0,8.0]]}\n', "csv": b"0,2,4,6,8\n"}
+    wanted = {"json": b'{"kind":"result","sequence":0,"values":[2.0,4.0,6.0,8.0]}\n', "csv": b"0,2,4,6,8\n"}
     assert answer == wanted[form]
     assert b"error" in error
     check(client)
@@ -195,7 +195,7 @@ async def test_server_gives_each_of_a_hundred_clients_its_own_feed() -> None:
                     await device.send(wire.encode(vector(1000 * number + count), sequence=count, wants_reply=True))
                 for count in range(5):
                     answer = await device.receive()
-                    assert answer.array[0, 0] == 2 * (1000 * number + count)
+                    assert answer.array[0] == 2 * (1000 * number + count)
                 await device.send(goodbye(5))
 
         await asyncio.gather(*map(talk, range(100)))

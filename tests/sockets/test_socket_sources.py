@@ -17,18 +17,26 @@ import partime_async as pa
 from partime_async.errors import ConfigurationError, SourceError
 from partime_async.sockets import (
     Backoff,
-    ConnectedSource,
     Limits,
-    ListeningSource,
-    SocketFrame,
     SocketSink,
     connect,
     listen,
     wire,
 )
-from tests.sockets.peers import WIDTH, check, frame, goodbye, network, port_of, until, vector
-
-Source = ListeningSource | ConnectedSource
+from tests.sockets.peers import (
+    PATIENT,
+    WIDTH,
+    Source,
+    check,
+    collected,
+    frame,
+    goodbye,
+    network,
+    port_of,
+    until,
+    until_pushed_back,
+    vector,
+)
 
 TRANSPORTS = ["tcp://127.0.0.1:0", "unix://{tmp}/a.sock", "udp://127.0.0.1:0", "ws://127.0.0.1:0/frames"]
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
@@ -40,12 +48,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.param).format(tmp=tmp_path)
 
 
-async def collected(source: Source) -> list[SocketFrame]:
-    """Return all frames of a source."""
-    async with asyncio.timeout(20.0):
-        return [each async for each in source]
-
-
 @pytest.mark.parametrize("form", ["binary", "json", "csv"])
 @pytest.mark.parametrize("is_listening", [True, False], ids=["listen", "connect"])
 async def test_source_over_any_transport_gives_what_a_sink_sends(url: str, form: str, is_listening: bool) -> None:
@@ -54,9 +56,9 @@ async def test_source_over_any_transport_gives_what_a_sink_sends(url: str, form:
     url = f"{url}?format={form}"
     if is_listening:
         source = listen(url, is_endless=False)
-        sink = SocketSink((await source.open()).url)
+        sink = SocketSink((await source.open()).url, limits=PATIENT)
     else:
-        sink = SocketSink(url, listen=True)
+        sink = SocketSink(url, listen=True, limits=PATIENT)
     async with sink:
         if not is_listening:
             source = connect(sink.url)
@@ -101,16 +103,8 @@ async def test_source_that_nobody_reads_pushes_back_and_loses_nothing() -> None:
     """While nobody takes frames the sender's writes get stuck; when they are taken again, all of them come."""
     source = listen("tcp://127.0.0.1:0", capacity=2, is_endless=False)
     await source.open()
-    payload = wire.encode(np.zeros(10_000, np.float32), sequence=0)
     _, writer = await asyncio.open_connection("127.0.0.1", port_of(source.url))
-    sent = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.5):
-            while sent < 1000:
-                writer.write(payload[:8] + sent.to_bytes(8, "little") + payload[16:])
-                sent += 1
-                await writer.drain()
-    assert sent < 900
+    sent = await until_pushed_back(writer)
     writer.write_eof()
     frames = await collected(source)
     assert [each.sequence for each in frames] == list(range(sent))
@@ -333,9 +327,25 @@ async def test_sink_of_results_sends_their_index_and_every_tensor() -> None:
             prefix = await reader.readexactly(4)
             messages.append(wire.decode(prefix + await reader.readexactly(int.from_bytes(prefix, "little"))))
         writer.close()
-    assert (messages[0].sequence, messages[0].captured_at) == (1, result.captured_at)
+    assert (messages[0].sequence, messages[0].captured_at, messages[0].array.shape) == (1, result.captured_at, (WIDTH,))
     assert [(message.sequence, message.has_more) for message in messages[1:3]] == [(7, True), (7, False)]
     assert messages[3].note == {"alarm": True}
+
+
+async def test_results_of_one_pipeline_are_frames_of_the_next() -> None:
+    """A sink sends them without the batch dimension that whoever listens puts in front: two machines make a chain."""
+    async with (
+        pa.Pipeline(network(), torch.zeros(1, WIDTH), stages=1) as first,
+        pa.Pipeline(network(), torch.zeros(1, WIDTH), stages=1) as second,
+        listen("tcp://127.0.0.1:0", is_endless=False) as source,
+    ):
+        async with SocketSink((await source.open()).url) as sink:
+            async for result in first.stream([torch.full((1, WIDTH), float(number)) for number in range(5)]):
+                await sink.write(result)
+        results = [result async for result in second.stream(source)]
+    assert [result.output.tolist() for result in results if isinstance(result.output, torch.Tensor)] == [
+        [[4.0 * number] * WIDTH] for number in range(5)
+    ]
 
 
 async def test_sink_used_wrongly_says_so() -> None:

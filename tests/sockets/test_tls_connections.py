@@ -20,11 +20,8 @@ import torch
 from partime_async.errors import SourceError
 from partime_async.sockets import (
     Backoff,
-    ConnectedSource,
     Limits,
-    ListeningSource,
     SensorServer,
-    SocketFrame,
     SocketSink,
     Tls,
     accept,
@@ -33,17 +30,28 @@ from partime_async.sockets import (
     wire,
 )
 from tests.certificates import Authority
-from tests.sockets.peers import WIDTH, all_left, check, frame, goodbye, port_of, read_message, serving, until, vector
+from tests.sockets.peers import (
+    PATIENT,
+    WIDTH,
+    Source,
+    all_left,
+    assert_shut,
+    check,
+    collected,
+    frame,
+    goodbye,
+    knocks,
+    next_of,
+    port_of,
+    read_message,
+    serving,
+    until,
+    until_pushed_back,
+    vector,
+)
 
 URLS = ["tcps://127.0.0.1:0", "wss://127.0.0.1:0/frames"]
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
-Source = ListeningSource | ConnectedSource
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Return who signs."""
-    return Authority(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +71,6 @@ def trusting(authority: Authority) -> Tls:
 def url(request: pytest.FixtureRequest) -> str:
     """Return where to listen."""
     return str(request.param)
-
-
-async def collected(source: Source) -> list[SocketFrame]:
-    """Return all frames of a source."""
-    async with asyncio.timeout(20.0):
-        return [each async for each in source]
 
 
 async def reach(server: SensorServer, tls: Tls) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -91,9 +93,9 @@ async def test_source_over_tls_gives_what_a_sink_sends(
     url = f"{url}?format={form}"
     if is_listening:
         source = listen(url, is_endless=False, tls=own)
-        sink = SocketSink((await source.open()).url, tls=trusting)
+        sink = SocketSink((await source.open()).url, tls=trusting, limits=PATIENT)
     else:
-        sink = SocketSink(url, listen=True, tls=own)
+        sink = SocketSink(url, listen=True, tls=own, limits=PATIENT)
     async with sink:
         if not is_listening:
             source = connect(sink.url, tls=trusting)
@@ -122,7 +124,7 @@ async def test_server_over_tls_answers_those_who_ask(own: Tls, trusting: Tls) ->
         writer.close()
         await writer.wait_closed()
         [client] = await all_left(server, 1)
-    assert [answer.array.tolist() for answer in answers] == [[[2.0 * n] * WIDTH] for n in range(10)]
+    assert [answer.array.tolist() for answer in answers] == [[2.0 * n] * WIDTH for n in range(10)]
     assert (client.closed, client.frames, server.statistics().failed_handshakes) == ("bye", 10, 0)
 
 
@@ -130,7 +132,7 @@ async def test_files_named_in_the_address_are_those_of_tls(url: str, authority: 
     """As the command line has no other place for them; what is printed has none of it."""
     async with serving(f"{url}?cert={own.certificate}&key={own.key}") as server:
         assert "pem" not in server.url
-        async with SocketSink(f"{server.url}?ca={authority.ca}") as sink:
+        async with SocketSink(f"{server.url}?ca={authority.ca}", limits=PATIENT) as sink:
             await sink.write(vector(1))
         [client] = await all_left(server, 1)
     assert (client.frames, client.closed) == (1, "bye")
@@ -143,7 +145,8 @@ async def test_server_with_a_ca_lets_in_whose_certificate_it_has_signed(
     device, stranger = authority.issue("device"), Authority(tmp_path).issue("stranger")
     asking = Tls(own.certificate, own.key, authority.ca)
     async with serving(url, tls=asking) as server:
-        async with SocketSink(server.url, tls=Tls(device.certificate, device.key, authority.ca)) as sink:
+        shown = Tls(device.certificate, device.key, authority.ca)
+        async with SocketSink(server.url, tls=shown, limits=PATIENT) as sink:
             await sink.write(vector(1))
         [client] = await all_left(server, 1)
         for shown in (Tls(ca=authority.ca), Tls(stranger.certificate, stranger.key, authority.ca)):
@@ -160,17 +163,9 @@ async def test_source_over_tls_that_nobody_reads_pushes_back_and_loses_nothing(o
     """Encrypted bytes wait in no buffer without a bound: the device is held back, and all of its frames come."""
     source = listen("tcps://127.0.0.1:0", capacity=2, is_endless=False, tls=own)
     await source.open()
-    payload = wire.encode(np.zeros(10_000, np.float32), sequence=0)
     context = await context_of(trusting)
     _, writer = await asyncio.open_connection("127.0.0.1", port_of(source.url), ssl=context)
-    sent = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.5):
-            while sent < 1000:
-                writer.write(payload[:8] + sent.to_bytes(8, "little") + payload[16:])
-                sent += 1
-                await writer.drain()
-    assert sent < 900
+    sent = await until_pushed_back(writer)
     reading = asyncio.create_task(collected(source))
     await writer.drain()
     writer.write(goodbye(sent))
@@ -198,18 +193,18 @@ async def test_server_over_tls_shows_out_who_reads_nothing(own: Tls, trusting: T
 
 async def test_handshake_that_stalls_costs_that_client_only(url: str, own: Tls, trusting: Tls) -> None:
     """Who connects and says nothing, or half of it, is cut in time and counted; a good client beside it is served."""
-    limits = Limits(handshake_s=0.4, message_s=0.4, clients=1)
+    limits = Limits(handshake_s=2.0, clients=1)
     async with serving(url, tls=own, limits=limits) as server:
         silent, halfway = (socket.create_connection(("127.0.0.1", port_of(server.url))) for _ in range(2))
         halfway.sendall(b"\x16\x03\x01\x02\x00\x01\x00")  # the beginning of a ClientHello
-        async with SocketSink(server.url, tls=trusting) as sink:
+        async with SocketSink(server.url, tls=trusting, limits=PATIENT) as sink:
             await sink.write(vector(1))
         [client] = await all_left(server, 1)
-        await until(lambda: server.statistics().failed_handshakes == 2)
+        await until(lambda: server.statistics().failed_handshakes >= 2)
         for each in (silent, halfway):
             each.setblocking(False)
             with suppress(ConnectionError):
-                async with asyncio.timeout(5.0):
+                async with asyncio.timeout(20.0):
                     assert await asyncio.get_running_loop().sock_recv(each, 1) == b""
             each.close()
     assert (client.frames, client.closed, server.statistics().refused) == (1, "bye", 0)
@@ -225,7 +220,7 @@ async def test_handshakes_beyond_the_bound_cut_the_oldest(
             for _ in range(20):
                 stack.enter_context(socket.create_connection(("127.0.0.1", port_of(server.url))))
             await until(lambda: server.statistics().failed_handshakes >= 16)
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(20.0):
                 reader, writer = await reach(server, trusting)
                 writer.write(frame(0, wants_reply=True))
                 assert (await read_message(reader)).sequence == 0
@@ -239,14 +234,8 @@ async def test_handshakes_beyond_the_bound_cut_the_oldest(
 async def test_clients_in_their_handshake_while_the_server_is_left_are_cut(url: str, own: Tls, turns: int) -> None:
     """Whatever step they are at, nothing of them stays behind."""
     async with serving(url, tls=own) as server:
-        found = [socket.create_connection(("127.0.0.1", port_of(server.url))) for _ in range(5)]
-        for _ in range(turns):
-            await asyncio.sleep(0)
-    for each in found:
-        each.settimeout(5.0)
-        with suppress(ConnectionError):
-            assert each.recv(1000) == b""
-        each.close()
+        found = await knocks(server, turns)
+    assert_shut(found)
 
 
 async def test_rubbish_and_plain_clients_fail_their_handshake_and_are_counted(
@@ -261,7 +250,7 @@ async def test_rubbish_and_plain_clients_fail_their_handshake_and_are_counted(
                 if not said:
                     found.close()
                 await until(lambda before=before: server.statistics().failed_handshakes > before)  # type: ignore[misc]
-        async with SocketSink(server.url, tls=trusting) as sink:
+        async with SocketSink(server.url, tls=trusting, limits=PATIENT) as sink:
             await sink.write(vector(1))
         [client] = await all_left(server, 1)
     assert (client.frames, server.statistics().failed_handshakes) == (1, 4)
@@ -287,14 +276,7 @@ async def test_sink_over_tls_connects_again_after_a_break(own: Tls, trusting: Tl
         [link] = [connection.link for connection in source._here.values()]
         link._transport.abort()  # type: ignore[attr-defined]
         await until(lambda: source.statistics().arrived == 1 and not source.statistics().connected)
-        taking = asyncio.create_task(anext(source))
-        number = 0
-        async with asyncio.timeout(10.0):
-            while not taking.done():
-                number += 1
-                await sink.write(vector(number))
-                await asyncio.sleep(0.01)
-        assert (await taking).sequence >= 1
+        assert (await next_of(source, sink)).sequence >= 1
         await source.aclose()
 
 
@@ -331,9 +313,9 @@ async def test_websocket_over_tls_lets_pages_of_named_origins_in(own: Tls, trust
 
 async def test_websocket_over_tls_that_never_asks_is_cut(own: Tls, trusting: Tls) -> None:
     """The time for a first request begins when the handshake is done."""
-    async with serving("wss://127.0.0.1:0/frames", tls=own, limits=Limits(message_s=0.2, handshake_s=0.2)) as server:
+    async with serving("wss://127.0.0.1:0/frames", tls=own, limits=Limits(message_s=0.2, handshake_s=2.0)) as server:
         reader, writer = await reach(server, trusting)
-        async with asyncio.timeout(3.0):
+        async with asyncio.timeout(20.0):
             with suppress(OSError):
                 assert await reader.read() == b""
         writer.close()

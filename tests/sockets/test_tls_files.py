@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 
@@ -15,12 +16,6 @@ from tests.certificates import Authority
 from tests.sockets.peers import serving, small, until, vector
 
 SECRET = "open sesame"
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    """Return who signs."""
-    return Authority(tmp_path)
 
 
 def test_tls_of_files_makes_a_context_for_each_side(authority: Authority) -> None:
@@ -47,6 +42,47 @@ def test_tls_of_one_file_and_of_an_encrypted_key_is_read(authority: Authority, t
 
 
 @pytest.mark.parametrize("is_server", [True, False])
+def test_password_out_of_a_file_opens_an_encrypted_key(authority: Authority, tmp_path: Path, is_server: bool) -> None:
+    """By name or in the address, so that it stands in no command line; it is among the files whose change is seen."""
+    closed, file = authority.issue("closed", password=SECRET), tmp_path / "password"
+    file.write_text(f"{SECRET}\n")
+    named = Tls(closed.certificate, closed.key, password_file=file)
+    url = f"tcps://127.0.0.1:9000?cert={closed.certificate}&key={closed.key}&password_file={file}"
+    for tls in (named, credentials(Address.parse(url), None, is_server=is_server)):
+        assert isinstance(tls, Tls)
+        tls.context(is_server=is_server)
+        assert file in tls.files
+        assert SECRET not in f"{tls} {tls!r}"
+    assert str(Address.parse(url)) == "tcps://127.0.0.1:9000"
+
+
+def test_password_file_that_does_not_help_says_why(authority: Authority, tmp_path: Path) -> None:
+    """Missing, empty, wrong, no text, no file, or one of two: each is named, and no password with it."""
+    closed, plain = authority.issue("closed", password=SECRET), authority.issue("plain")
+    wrong, empty, binary, pipe = (tmp_path / name for name in ("wrong", "empty", "binary", "pipe"))
+    wrong.write_text("wrong " + SECRET)
+    empty.write_text("\n")
+    binary.write_bytes(b"\xff\xfe\x00")
+    os.mkfifo(pipe)
+    for file, words in (
+        (None, r"closed\.key is encrypted, and there is no password\. Name the file .*--tls-password-file"),
+        (wrong, r"closed\.key is encrypted, and the password does not open it\."),
+        (empty, r"empty is empty\. Write"),
+        (binary, "binary cannot be read: it is no text"),
+        (pipe, "pipe is no regular file"),
+        (tmp_path / "nowhere", "nowhere cannot be read: No such file"),
+    ):
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            Tls(closed.certificate, closed.key, password_file=file).context(is_server=True)
+        assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="Use one of them"):
+        Tls(closed.certificate, closed.key, password=SECRET, password_file=wrong).context(is_server=True)
+    with pytest.raises(ConfigurationError, match=r"there is no certificate\. Name its files"):
+        connect(f"tcps://127.0.0.1:1?password_file={wrong}")
+    Tls(plain.certificate, plain.key, password_file=wrong).context(is_server=True)  # which needs none
+
+
+@pytest.mark.parametrize("is_server", [True, False])
 def test_tls_of_files_that_cannot_be_used_says_which_and_why(
     authority: Authority, tmp_path: Path, is_server: bool
 ) -> None:
@@ -64,7 +100,7 @@ def test_tls_of_files_that_cannot_be_used_says_which_and_why(
         (Tls(pair.certificate), r"one\.pem holds no private key"),
         (Tls(damaged, pair.key), r"damaged\.pem .*cannot be used"),
         (Tls(pair.certificate, other.key), r"other\.key is not that of the certificate in .*one\.pem"),
-        (Tls(closed.certificate, closed.key), "is encrypted, and the password does not open it"),
+        (Tls(closed.certificate, closed.key), "is encrypted, and there is no password"),
         (Tls(closed.certificate, closed.key, password="wrong " + SECRET), "the password does not open it"),
         (Tls(pair.certificate, pair.key, rubbish), r"rubbish\.pem holds no certificate"),
         (Tls(pair.certificate, pair.key, tmp_path / "no.pem"), r"no\.pem cannot be read"),
@@ -99,6 +135,8 @@ def test_address_of_tls_names_files_and_does_not_show_them(url: str, text: str) 
         ("tcp://host:1?ca=c.pem", "unknown option 'ca'"),
         ("udp://host:1?cert=c.pem", "unknown option 'cert'"),
         ("tcps://host:1?ca=", "names no file"),
+        ("tcps://host:1?cert=a&key=b&password=open-secret", "unknown option 'password'"),
+        ("tcps://host:1?cert=a&key=b&password_file=", "names no file"),
         ("tcps://host:1/path", "has a path, which tcps has not"),
         ("tcps://host", "lacks a host or a port"),
         ("mqtts://broker", "lacks a topic"),

@@ -45,7 +45,7 @@ async def test_websocket_door_cuts_who_never_asks() -> None:
         for said in (b"", b"GET /frames HTTP/1.1\r\nHost: x\r\nX-Slow:"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server.url))
             writer.write(said)
-            async with asyncio.timeout(3.0):
+            async with asyncio.timeout(20.0):
                 with (
                     pytest.raises(ConnectionResetError) if not said else pytest.raises((ConnectionResetError, OSError))
                 ):
@@ -93,4 +93,4 @@ async def test_websocket_text_carries_lines() -> None:
     ):
         await found.send_str('{"values": [1, 2, 3, 4], "reply": true}')
         answer = await found.receive_json()
-    assert answer["values"] == [[2.0, 4.0, 6.0, 8.0]]
+    assert answer["values"] == [2.0, 4.0, 6.0, 8.0]

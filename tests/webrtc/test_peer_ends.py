@@ -186,10 +186,15 @@ async def test_program_with_live_connections_ends_at_ctrl_c() -> None:
         *(sys.executable, "-c", _PROGRAM), cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     assert program.stdout is not None
-    async with asyncio.timeout(60):
-        assert await program.stdout.readline() == b"live\n"
-        program.send_signal(signal.SIGINT)
-        _, complaints = await program.communicate()
+    try:
+        async with asyncio.timeout(60):
+            assert await program.stdout.readline() == b"live\n"
+            program.send_signal(signal.SIGINT)
+            _, complaints = await program.communicate()
+    finally:
+        if program.returncode is None:
+            program.kill()
+            await program.wait()
     assert (program.returncode, complaints) == (0, b"")
 
 

@@ -41,6 +41,13 @@ class Mode:
     def start_over(self) -> None:
         """Forget what the mode knows beside the weights."""
 
+    def noted(self) -> Mapping[str, object]:
+        """Return what belongs to the weights in a file of them, as JSON has it."""
+        return {}
+
+    def take_note(self, noted: Mapping[str, object]) -> None:
+        """Take over what came with a file of weights, which are in place now."""
+
     def left(self, visitor: Visitor) -> None:
         """Take note that a browser leaves what it watches."""
 
@@ -62,12 +69,17 @@ class Desk(Mode, ABC):
         recipe: What the network is.
         name: Of the mode.
         scene_size: Width and height of the moving scene.
+
+    Attributes:
+        engine: Has the network.
+        name: Of the mode.
+        visitors: The browsers, by their connections.
     """
 
     def __init__(self, recipe: Recipe, *, name: str, scene_size: tuple[int, int]) -> None:
         self.engine = Engine(recipe, name=name)
         self.visitors: dict[Client, Visitor] = {}
-        self._name = name
+        self.name = name
         self._scene = LiveScene(scene_size)
         self._scene_show: Show | None = None
         self._scene_task: asyncio.Task[None] | None = None
@@ -97,7 +109,7 @@ class Desk(Mode, ABC):
         """Return what all browsers are to know, but for the telemetry."""
         return {
             "type": "state",
-            "mode": self._name,
+            "mode": self.name,
             "frozen": self.engine.is_frozen,
             "rule": self.engine.generation.rule,
             "rules": list(RULES),
@@ -111,7 +123,7 @@ class Desk(Mode, ABC):
 
     def describe(self) -> Mapping[str, object]:
         """Say what is served."""
-        return {"mode": self._name, "sees": [HEIGHT, WIDTH], "rules": list(RULES), "looks": list(LOOKS)}
+        return {"mode": self.name, "sees": [HEIGHT, WIDTH], "rules": list(RULES), "looks": list(LOOKS)}
 
     @property
     def error(self) -> BaseException | None:
@@ -120,7 +132,7 @@ class Desk(Mode, ABC):
 
     def pipelines(self) -> Mapping[str, Pipeline]:
         """Return the pipeline that takes new frames."""
-        return {self._name: self.engine.generation.pipeline}
+        return {self.name: self.engine.generation.pipeline}
 
     async def serve(self, client: Client) -> None:
         """Serve one browser until it leaves.
@@ -161,7 +173,7 @@ class Desk(Mode, ABC):
         try:
             await self._tasks.__aenter__()
             for work, what in ((self._tell, "telemetry"), (self.work, "work")):
-                task = self._tasks.create_task(self._guarded(work()), name=f"partime {self._name} {what}")
+                task = self._tasks.create_task(self._guarded(work()), name=f"partime {self.name} {what}")
                 self._working.append(task)
         except BaseException as error:
             await self.engine.__aexit__(type(error), error, error.__traceback__)

@@ -21,7 +21,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from partime_async.errors import ConfigurationError
+from partime_async.errors import CheckpointError, ConfigurationError
 from partime_async.frame import Value
 from partime_async.learning import Learner, UpdateRule, rules
 from partime_async.learning.learner import Loss, OptimizerFactory
@@ -214,6 +214,9 @@ class Engine:
         try:
             async with self._changing:
                 await self.generation.pipeline.load(path, weights_only=True)
+        except CheckpointError as error:
+            # Where it was put on its way is nobody's business.
+            raise CheckpointError("the file", str(error).removeprefix(f"{path}: ")) from error
         finally:
             await self.forget(path)
 

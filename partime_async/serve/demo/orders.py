@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from partime_async.errors import ConfigurationError, PartimeError
+from partime_async.offload import in_thread
 from partime_async.serve.client import Client
 from partime_async.serve.demo.engine import LARGEST_WEIGHTS, Engine
 from partime_async.serve.demo.show import Show
-from partime_async.serve.demo.transfer import Transfer
+from partime_async.serve.demo.transfer import Transfer, note_of, with_note
 
 CHANGES_WAITING = 4
 """Changes of the network that one browser may ask for before the first of them is done."""
@@ -46,6 +47,9 @@ class Visitor:
 class Keeper(Protocol):
     """Whose network it is, and who is told."""
 
+    name: str
+    """Of the mode."""
+
     @property
     def engine(self) -> Engine:
         """The network."""
@@ -64,6 +68,12 @@ class Keeper(Protocol):
 
     def start_over(self) -> None:
         """Forget what was learned beside the weights."""
+
+    def noted(self) -> Mapping[str, object]:
+        """Return what belongs to the weights in a file of them."""
+
+    def take_note(self, noted: Mapping[str, object]) -> None:
+        """Take over what came with a file of weights."""
 
 
 class NetworkOrders:
@@ -140,7 +150,9 @@ class NetworkOrders:
             return
 
         async def take(visitor: Visitor, command: Command) -> None:
-            visitor.transfer.offer(await self._desk.engine.exported())
+            noted = {"mode": self._desk.name, **self._desk.noted()}
+            data = await self._desk.engine.exported()
+            visitor.transfer.offer(await in_thread(partial(with_note, data, noted), name="partime demo file"))
             visitor.client.reply(visitor.transfer.piece(0))
 
         await self._change(take, visitor, command)
@@ -156,7 +168,13 @@ class NetworkOrders:
             return
 
         async def put(visitor: Visitor, command: Command) -> None:
+            noted = await in_thread(partial(note_of, received), name="partime demo file")
+            if noted.get("mode", self._desk.name) != self._desk.name:
+                raise ConfigurationError(
+                    f"the file is of the mode {noted['mode']!r:.20}. Choose that one, and load it."
+                )
             await self._desk.engine.imported(received)
+            self._desk.take_note(noted)
             visitor.client.reply({"type": "upload", "received": len(received), "done": True})
             self._note("Weights loaded.")
 

@@ -75,24 +75,29 @@ class FrameMeter:
 
 
 class StageMeter:
-    """What the stages of a pipeline did since the last look."""
+    """What the stages of a pipeline did lately; to be looked at regularly.
 
-    def __init__(self) -> None:
-        self._busy: list[float] = []
-        self._looked_at = 0.0
+    Args:
+        looks: The busy share is that since so many looks ago: a chart of single frames would show but noise.
+    """
+
+    def __init__(self, looks: int = 10) -> None:
+        self._looks: deque[tuple[float, list[float]]] = deque(maxlen=looks)
         self._pipeline: Pipeline | None = None
 
     def readings(self, pipeline: Pipeline) -> dict[str, object]:
         """Return, for each stage, busy share in percent, norm of the latest gradient, and weight version."""
+        if pipeline is not self._pipeline:
+            self._pipeline = pipeline
+            self._looks.clear()
         now = time.monotonic()
         stages = pipeline.statistics().stages
         busy = [stage.busy_s for stage in stages]
-        elapsed_s = now - self._looked_at
-        if pipeline is not self._pipeline or elapsed_s <= 0.0:
-            shares = [stage.busy_share for stage in stages]
-        else:
-            shares = [(after - before) / elapsed_s for before, after in zip(self._busy, busy, strict=True)]
-        self._pipeline, self._busy, self._looked_at = pipeline, busy, now
+        shares = [stage.busy_share for stage in stages]
+        if self._looks and (elapsed_s := now - self._looks[0][0]) > 0.0:
+            before = self._looks[0][1]
+            shares = [(after - first) / elapsed_s for first, after in zip(before, busy, strict=True)]
+        self._looks.append((now, busy))
         learned = [stage.learning for stage in stages if stage.learning is not None]
         return {
             "busy": [round(100.0 * min(1.0, max(0.0, share)), 1) for share in shares],

@@ -40,6 +40,8 @@ from partime_async.serve.demo.show import Show
 
 LONGEST_NAME = 24
 
+_LETTERS = "ABCDEFGHIJKLMNOPQRS"
+
 _LEARNING_RATE = 0.03
 _EXAM_EVERY = 3
 """Of so many turns that are not for a lesson being taught, one is for an examination."""
@@ -157,6 +159,7 @@ class TeachableService(Desk):
             "acc": shortened(self._accuracy.value),
             "p": [round(100.0 * float(share)) for share in show.shares],
             "held": show.held,
+            "on": self.classes.active.nonzero().flatten().tolist(),
             "n": [drawer.seen for drawer in self.memory.drawers],
             "keep": [_percent(drawer.retention) for drawer in self.memory.drawers],
             "exam": [_marks(drawer) for drawer in self.memory.drawers],
@@ -205,16 +208,15 @@ class TeachableService(Desk):
         if None not in names:
             raise ConfigurationError(f"there are {CLASSES} classes already. Remove one first.")
         slot = names.index(None)
-        taken = set(names)
-        names[slot] = next(letter for letter in "ABCDEFGHIJKLMNOPQRS" if letter not in taken)
+        # The slot's own letter, unless somebody has called another class so.
+        letters = _LETTERS[slot] + _LETTERS
+        names[slot] = next(letter for letter in letters if letter not in names)
         self.announce()
 
     def _rename(self, visitor: Visitor, command: Command) -> None:
         """``{do: rename, class: 0, name}``: call a class something else."""
         label = self._known(command)
-        name = "".join(letter for letter in str(command.get("name", "")) if letter.isprintable()).strip()
-        if name:
-            self.classes.names[label] = name[:LONGEST_NAME]
+        self.classes.names[label] = _cleaned(command.get("name")) or self.classes.names[label]
         self.announce()
 
     async def _remove(self, visitor: Visitor, command: Command) -> None:
@@ -246,6 +248,20 @@ class TeachableService(Desk):
             self._release_all(label)
         self._forget_figures()
 
+    def noted(self) -> Mapping[str, object]:
+        """Return the classes and which of them were taught, for a file of weights."""
+        return {"classes": list(self.classes.names), "taught": self.classes.active.tolist()}
+
+    def take_note(self, noted: Mapping[str, object]) -> None:
+        """Take the classes of a file of weights over; pictures of other classes would teach its weights wrong."""
+        names, taught = noted.get("classes"), noted.get("taught")
+        if not (isinstance(names, list) and isinstance(taught, list) and len(names) == len(taught) == CLASSES):
+            return  # of no such file: weights alone
+        self.start_over()
+        self.classes.names = [None if name is None else _cleaned(name) or _LETTERS[at] for at, name in enumerate(names)]
+        for label, name in enumerate(self.classes.names):
+            self.classes.activate(label, is_active=name is not None and taught[label] is True)
+
     def _forget_figures(self) -> None:
         self._accuracy.reset()
         self._loss.reset()
@@ -268,6 +284,11 @@ def _unlearn(label: int, state: dict[str, Tensor]) -> None:
     """Set the last layer's weights of a class to what gives no opinion."""
     for name in list(state)[-2:]:
         state[name][label] = 0.0
+
+
+def _cleaned(name: object) -> str:
+    """Return what may be shown of a name."""
+    return "".join(letter for letter in str(name or "") if letter.isprintable()).strip()[:LONGEST_NAME]
 
 
 def _album(label: int, drawer: Drawer) -> Mapping[str, object]:

@@ -1,15 +1,65 @@
-"""Weights to and from a browser over its control channel, in pieces that it asks for, so that nothing piles up."""
+"""Weights to and from a browser over its control channel, in pieces that it asks for, so that nothing piles up.
+
+A file of weights carries a note: what people would miss if they found the weights alone again, as names of classes. It
+stands in the header that safetensors leaves to programs, so that any reader of the format reads the weights.
+
+Source: the format, github.com/huggingface/safetensors.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
+import struct
+from collections.abc import Mapping
 
 from partime_async.errors import ConfigurationError
 from partime_async.serve.demo.engine import LARGEST_WEIGHTS
 
 PIECE_BYTES = 12 * 1024
 """Of a file in one message; a data channel takes messages of some 64 KB anywhere."""
+
+_LENGTH = struct.Struct("<Q")
+_ALIGNMENT = 8
+_METADATA = "__metadata__"
+_NOTE = "partime_demo"
+
+
+def with_note(data: bytes, noted: Mapping[str, object]) -> bytes:
+    """Return the contents of a safetensors file with a note in its header.
+
+    Args:
+        data: Of a sound file.
+        noted: Replaces a note that was there.
+    """
+    header, tensors = _header(data)
+    metadata = header.get(_METADATA)
+    header[_METADATA] = {**(metadata if isinstance(metadata, dict) else {}), _NOTE: json.dumps(noted)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return _LENGTH.pack(len(text)) + text + tensors
+
+
+def note_of(data: bytes) -> Mapping[str, object]:
+    """Return the note in a file; empty: there is none, or it is no such file."""
+    try:
+        header, _ = _header(data)
+        metadata = header[_METADATA]
+        noted = json.loads(metadata[_NOTE]) if isinstance(metadata, dict) else {}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _header(data: bytes) -> tuple[dict[str, object], bytes]:
+    if len(data) < _LENGTH.size:
+        raise ValueError("it is shorter than the length of its header")
+    end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+    header = json.loads(data[_LENGTH.size : end])
+    if not isinstance(header, dict):
+        raise TypeError("its header is no object")
+    return header, data[end:]
 
 
 class Transfer:

@@ -25,7 +25,10 @@ const WORDS = {
 const link = new Link();
 const charts = new Charts();
 const mode = { name: "teach", source: "scene", stream: null };
-const weights = new Weights((command) => link.send(command), toast);
+const weights = new Weights((command) => link.send(command), toast, (saved, loaded) => {
+  $("download").textContent = saved ?? "Save weights";
+  $("upload").textContent = loaded ?? "Load weights";
+});
 const classes = new Classes((command) => link.send(command), (held) => {
   $("recording").hidden = held === null;
   if (held) {
@@ -34,6 +37,7 @@ const classes = new Classes((command) => link.send(command), (held) => {
   }
 });
 let state = null;
+let isStageSeen = true;
 
 // -- connecting ---------------------------------------------------------------------------------------------------
 
@@ -82,11 +86,27 @@ function show(name, text = "") {
   $("veil").dataset.state = name;
   $("veil").hidden = name === "live";
   $("veil-title").textContent = title;
-  $("veil-text").textContent = name === "failed" ? `${text} ${words}`.trim() : text || words;
+  $("veil-text").textContent = text || words;
   $("veil-retry").hidden = !["failed", "refused"].includes(name);
   $("veil-scene").hidden = !(["failed", "refused", "asking"].includes(name) && mode.source === "camera");
-  if (name !== "live") classes.release();
+  if (name !== "live") {
+    classes.release();
+    weights.stop();
+  }
+  $("trouble").querySelector("span").textContent = `${title}. ${$("veil-text").textContent}`;
+  $("trouble-retry").hidden = $("veil-retry").hidden;
+  showTrouble();
 }
+
+/** Say it at the lower edge, too, for those who have scrolled away from the video. */
+function showTrouble() {
+  $("trouble").hidden = isStageSeen || ["live", "connecting", "asking"].includes(document.body.dataset.state);
+}
+
+new IntersectionObserver((entries) => {
+  isStageSeen = entries.at(-1).intersectionRatio > 0.6;
+  showTrouble();
+}, { threshold: [0, 0.6, 1] }).observe($("screen"));
 
 function choose({ name = mode.name, source = mode.source }) {
   const isNew = name !== mode.name;
@@ -240,7 +260,7 @@ for (const source of ["scene", "camera"]) {
     start();
   });
 }
-$("veil-retry").addEventListener("click", start);
+for (const each of ["veil-retry", "trouble-retry"]) $(each).addEventListener("click", start);
 $("veil-scene").addEventListener("click", () => {
   choose({ source: "scene" });
   start();
@@ -250,13 +270,14 @@ $("learning").addEventListener("click", toggleLearning);
 $("rule").addEventListener("change", ({ target }) => link.send({ do: "rule", rule: target.value }));
 $("snapshot").addEventListener("click", () => link.send({ do: "snapshot" }));
 $("back").addEventListener("click", () => link.send({ do: "back" }));
-$("download").addEventListener("click", () => weights.download());
+$("download").addEventListener("click", () => weights.download(`partime-${mode.name}.safetensors`));
 $("upload").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", ({ target }) => {
   if (target.files[0]) weights.upload(target.files[0]);
   target.value = "";
 });
-$("reset").addEventListener("click", ({ currentTarget }) => {
+$("reset").addEventListener("click", ({ currentTarget, detail }) => {
+  if (detail > 1) return; // a double click is no second thought
   // Asked twice, in place: what was learned in minutes is gone in one click otherwise.
   if (currentTarget.dataset.sure) {
     link.send({ do: "reset" });
@@ -290,7 +311,8 @@ function toggleLearning() {
   if (state) link.send({ do: state.frozen ? "thaw" : "freeze" });
 }
 
-function toast(text, kind = "note") {
+function toast(said, kind = "note") {
+  const text = said.charAt(0).toUpperCase() + said.slice(1);
   const item = Object.assign(document.createElement("p"), { className: `toast ${kind}`, textContent: text });
   $("toasts").append(item);
   while ($("toasts").children.length > 3) $("toasts").firstElementChild.remove();

@@ -119,7 +119,7 @@ function power(tick) {
 export function short(number) {
   const size = Math.abs(number);
   if (size === 0) return "0";
-  if (size >= 10000 || size < 0.001) return number.toExponential(0).replace("e+", "e");
+  if (size >= 10000 || size < 0.001) return Number(number.toPrecision(2)).toExponential().replace("e+", "e");
   if (size >= 100) return number.toFixed(0);
   if (size >= 10) return number.toFixed(1).replace(/\.0$/, "");
   return String(Number(number.toPrecision(2)));
@@ -130,7 +130,7 @@ export class Charts {
     this.all = {
       loss: new Chart({ id: "chart-loss", log: 1e-6, series: [{ label: "", colour: "--accent" }, { label: "guess", colour: "--second" }] }),
       rate: new Chart({ id: "chart-rate", max: 35, series: [{ label: "in", colour: "--second" }, { label: "out", colour: "--accent" }] }),
-      age: new Chart({ id: "chart-age", max: 60, series: [{ label: "p50", colour: "--accent" }, { label: "p95", colour: "--second" }] }),
+      age: new Chart({ id: "chart-age", max: 60, series: [{ label: "median", colour: "--accent" }, { label: "95%", colour: "--second" }] }),
       grad: new Chart({ id: "chart-grad", log: 1e-6, series: [{ label: "stage 1", colour: "--accent" }, { label: "2", colour: "--second" }] }),
       busy: new Chart({ id: "chart-busy", max: 100, series: [{ label: "stage 1", colour: "--accent" }, { label: "2", colour: "--second" }] }),
     };

@@ -2,6 +2,8 @@
 
 const WIDTH = 32;
 const HEIGHT = 24;
+const SURE_MS = 3000; // to click once more when something taught is to be removed
+const EXPLAINED_MS = 15000;
 
 export class Classes {
   /** send(command) gives orders; onHold(label | null) tells what is held. */
@@ -13,6 +15,7 @@ export class Classes {
     this.cards = new Map();
     this.held = null;
     this.isFrozen = false;
+    this.explainedUntil = 0;
     document.getElementById("add").addEventListener("click", () => this.send({ do: "add" }));
     addEventListener("keydown", (event) => this.#key(event, true));
     addEventListener("keyup", (event) => this.#key(event, false));
@@ -27,10 +30,9 @@ export class Classes {
       if (name === null) this.#remove(label);
       else this.#card(label, name);
     });
-    [...this.cards.entries()].sort(([a], [b]) => a - b).forEach(([, card]) => {
-      if (card.element.nextElementSibling || card.element !== this.list.lastElementChild) this.list.append(card.element);
-    });
-    document.getElementById("add").disabled = classes.every((name) => name !== null);
+    const isFull = classes.every((name) => name !== null);
+    document.getElementById("add").hidden = isFull;
+    document.getElementById("full").hidden = !isFull;
     for (const card of this.cards.values()) card.hold.disabled = frozen;
     if (frozen) this.release();
   }
@@ -38,14 +40,16 @@ export class Classes {
   /** Take telemetry in. */
   take(t) {
     const isKnown = t.p.some((share) => share > 0);
+    const before = this.taught;
     let winner = null;
     for (const [label, card] of this.cards) {
       const share = t.p[label] ?? 0;
-      const isTaught = (card.isTaught = t.n[label] > 0);
+      const isTaught = (card.isTaught = t.on.includes(label));
+      const count = t.n[label];
       card.fill.style.transform = `scaleX(${share / 100})`;
       card.bar.setAttribute("aria-valuenow", share);
       card.share.textContent = isTaught && isKnown ? `${share}%` : "–";
-      card.count.textContent = isTaught ? `${t.n[label]} frames` : "nothing yet";
+      card.count.textContent = count ? `${count} frame${count > 1 ? "s" : ""}` : isTaught ? "from a file" : "nothing yet";
       card.element.classList.toggle("held", t.held === label);
       if (isTaught && (winner === null || share > t.p[winner])) winner = label;
       [...card.album.children].forEach((picture, place) => (picture.dataset.mark = t.exam[label][place] ?? "-"));
@@ -53,6 +57,7 @@ export class Classes {
       card.album.setAttribute("aria-label", kept === null ? "No pictures kept yet" : `${kept}% of the kept pictures are still right`);
     }
     const isChoice = this.taught > 1;
+    if (isChoice && before === 1) this.explainedUntil = performance.now() + EXPLAINED_MS;
     for (const [label, card] of this.cards) card.element.classList.toggle("winner", isChoice && label === winner);
     return isChoice && winner !== null ? { label: winner, name: this.cards.get(winner).name.value, share: t.p[winner] } : null;
   }
@@ -62,13 +67,18 @@ export class Classes {
     return [...this.cards.values()].filter((card) => card.isTaught).length;
   }
 
-  /** Return what to do first, in words, until two classes are taught; then null. */
+  /** Return what to do next, in words; null: all has been said. */
   nextStep(source) {
+    if (this.isFrozen) return "Learning is frozen. Switch it on to teach.";
+    const isCamera = source === "camera";
+    if (this.held === null && performance.now() < this.explainedUntil) {
+      return `Now ${isCamera ? "show the one, then the other" : "go from look to look"}: the answer follows. The outline marks what speaks for it.`;
+    }
     const next = [...this.cards.values()].find((card) => !card.isTaught);
-    if (this.isFrozen || !next || this.taught > 1) return null;
+    if (!next || this.taught > 1) return null;
     const name = next.name.value;
-    if (!this.taught) return `Hold ${name} for a few seconds while ${source === "camera" ? "you show the first thing" : "this look is on"}.`;
-    return `Now ${source === "camera" ? "show something else" : "choose another look under the video"}, and hold ${name}.`;
+    if (!this.taught) return `Hold ${name} for a few seconds while ${isCamera ? "you show the first thing" : "this look is on"}.`;
+    return `Now ${isCamera ? "show something else" : "choose another look under the video"}, and hold ${name}.`;
   }
 
   /** Draw the kept pictures of one class. */
@@ -121,8 +131,13 @@ export class Classes {
     const card = this.cards.get(label);
     if (!card) return;
     if (this.held === label) this.release();
+    const hadFocus = card.element.contains(document.activeElement);
+    const next = card.element.nextElementSibling ?? card.element.previousElementSibling;
+    clearTimeout(card.timer);
     card.element.remove();
     this.cards.delete(label);
+    // Who works by keyboard stays where they were.
+    if (hadFocus) (next?.querySelector(".remove") ?? document.getElementById("add")).focus();
   }
 
   #card(label, name) {
@@ -130,13 +145,37 @@ export class Classes {
     if (!card) {
       card = this.#build(label);
       this.cards.set(label, card);
-      this.list.append(card.element);
+      // In its place, and no other card is touched: one that moves loses the focus, and the finger that holds its button.
+      this.list.insertBefore(card.element, [...this.list.children].find((other) => Number(other.dataset.label) > label) ?? null);
     }
     if (document.activeElement !== card.name) card.name.value = name;
     card.name.setAttribute("aria-label", `Name of class ${label + 1}`);
     card.hold.setAttribute("aria-label", `Hold to teach ${name}`);
     card.bar.setAttribute("aria-label", `Confidence in ${name}`);
-    card.remove.setAttribute("aria-label", `Remove ${name}`);
+    card.spoken = name;
+    this.#calm(card);
+  }
+
+  #calm(card) {
+    clearTimeout(card.timer);
+    delete card.remove.dataset.sure;
+    card.remove.textContent = "✕";
+    card.remove.title = `Remove ${card.spoken}`;
+    card.remove.setAttribute("aria-label", card.remove.title);
+  }
+
+  /** Ask twice, in place: what was taught is gone in one click otherwise. */
+  #askToRemove(label, card, event) {
+    if (event.detail > 1) return; // a double click is no second thought
+    if (!card.isTaught || card.remove.dataset.sure) {
+      this.#calm(card);
+      this.send({ do: "remove", class: label });
+      return;
+    }
+    card.remove.dataset.sure = "yes";
+    card.remove.textContent = "Remove?";
+    card.remove.setAttribute("aria-label", `Really remove ${card.spoken}?`);
+    card.timer = setTimeout(() => this.#calm(card), SURE_MS);
   }
 
   #build(label) {
@@ -146,6 +185,8 @@ export class Classes {
     const card = {
       element,
       isTaught: false,
+      spoken: "",
+      timer: null,
       name: find(".class-name"),
       share: find(".class-share"),
       bar: find(".bar"),
@@ -172,8 +213,11 @@ export class Classes {
     });
     hold.addEventListener("keyup", (event) => (event.key === " " || event.key === "Enter") && this.release());
     name.addEventListener("change", () => this.send({ do: "rename", class: label, name: name.value }));
-    name.addEventListener("keydown", (event) => event.key === "Enter" && name.blur());
-    card.remove.addEventListener("click", () => this.send({ do: "remove", class: label }));
+    name.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") name.value = card.spoken;
+      if (event.key === "Enter" || event.key === "Escape") name.blur();
+    });
+    card.remove.addEventListener("click", (event) => this.#askToRemove(label, card, event));
     return card;
   }
 }

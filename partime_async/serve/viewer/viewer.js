@@ -10,9 +10,20 @@ let connection = null;  // {pc, control, id}
 let attempts = 0;
 let last = null;        // the telemetry before, for frames per second
 
+const REFUSALS = {
+  NotAllowedError: "The camera was refused: allow it beside the address, and start again",
+  NotFoundError: "There is no camera on this machine",
+  NotReadableError: "Another program uses the camera",
+};
+const WELCOME = $("hint").textContent;
+const WAITING = "The video comes with the connection.";
+
 function state(name, words) {
   $("state").dataset.state = name;
   $("state").textContent = words;
+  $("hint").hidden = name === "live";
+  $("hint").textContent = camera ? WAITING : WELCOME;
+  $("figures").dataset.stale = name !== "live"; // they stay to be read, and are seen to be old
 }
 
 async function start() {
@@ -22,9 +33,13 @@ async function start() {
     if (!navigator.mediaDevices) throw new Error("This page has to be opened by https, or on the server's own machine.");
     camera = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480, frameRate: 30 } });
   } catch (error) {
-    state("failed", error.name === "NotAllowedError" ? "The camera was refused: allow it beside the address" : error.message);
+    state("failed", REFUSALS[error.name] ?? error.message);
     return;
   }
+  camera.getVideoTracks()[0].addEventListener("ended", () => {
+    stop();
+    state("failed", "The camera has stopped");
+  });
   $("own").srcObject = camera;
   $("own").dataset.on = "";
   $("start").textContent = "Stop";
@@ -36,6 +51,7 @@ function stop() {
   goodbye();
   camera?.getTracks().forEach((track) => track.stop());
   camera = null;
+  $("own").srcObject = $("result").srcObject = null;
   delete $("own").dataset.on;
   $("start").textContent = "Start the camera";
   state("idle", "Not connected");
@@ -46,7 +62,7 @@ async function connect() {
   const mine = { pc: null, control: null, id: null };
   connection = mine;
   try {
-    const told = await (await fetch("api/services")).json();
+    const told = await (await asked("api/services")).json();
     const [name, about] = Object.entries(told.services)[0];
     if (about.summary) $("what").textContent = about.summary;
     $("teach").hidden = !about.takes_targets;
@@ -62,7 +78,7 @@ async function connect() {
     await pc.setLocalDescription();
     await gathered(pc);
     const { sdp, type } = pc.localDescription;
-    const reply = await fetch("api/offer", {
+    const reply = await asked("api/offer", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ sdp, type, service: name, client }),
@@ -73,6 +89,15 @@ async function connect() {
     await pc.setRemoteDescription(answer);
   } catch (error) {
     lost(mine, error.message);
+  }
+}
+
+/** Fetch, and say it in words of ours if nobody is there: each browser has its own. */
+async function asked(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer");
   }
 }
 
@@ -88,7 +113,6 @@ function live(mine) {
   if (connection !== mine) return;
   attempts = 0;
   last = null;
-  $("hint").hidden = true;
   enable(true);
   state("live", "Live");
 }
@@ -138,8 +162,8 @@ function figures(told) {
   const dropped = Object.values(told.dropped).reduce((sum, count) => sum + count, 0);
   const shown = {
     "frames/s": rate === null ? "…" : rate.toFixed(1),
-    "latency, median": `${told.latency_ms.p50.toFixed(0)} ms`,
-    "latency, worst 1%": `${told.latency_ms.p99.toFixed(0)} ms`,
+    "median latency": `${told.latency_ms.p50.toFixed(0)} ms`,
+    "latency, 99%": `${told.latency_ms.p99.toFixed(0)} ms`,
     delivered: told.delivered,
     dropped,
     failed: told.failed,

@@ -42,6 +42,6 @@ async def _leaves_no_task() -> AsyncIterator[None]:
     yield
     left = asyncio.all_tasks() - {asyncio.current_task()}
     if left:  # aiohttp's own, of connections that are closing
-        await asyncio.wait(left, timeout=1.0)
+        await asyncio.wait(left, timeout=_JOIN_TIMEOUT_S)
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, f"the test left tasks: {left}"

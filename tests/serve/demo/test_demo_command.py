@@ -38,7 +38,7 @@ def test_demo_command_serves_the_page_and_all_it_needs_and_stops_at_ctrl_c() -> 
         with pytest.raises(HTTPError):
             get(f"{url}static/nothing.js")
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_demo_command_on_a_port_that_is_taken_says_so() -> None:

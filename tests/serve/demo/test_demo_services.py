@@ -9,8 +9,12 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+import torch
+from safetensors.torch import save
+
 from partime_async.serve.demo import PredictService, TeachableService
 from partime_async.serve.demo.pictures import PANEL
+from partime_async.serve.demo.transfer import PIECE_BYTES
 from partime_async.webrtc import WebRTCFrames, webrtc_frames
 from tests.serve.visitors import PATIENCE_S, Caller, Rig, serving
 
@@ -49,6 +53,16 @@ async def taught(caller: Caller, label: int, frames: int) -> Mapping[str, object
     return told
 
 
+async def _delivered(service: TeachableService, caller: Caller, more: int) -> Mapping[str, object]:
+    """Return the telemetry after the network has seen so many more pictures, rehearsed ones among them."""
+    pipeline = service.engine.generation.pipeline
+    enough = pipeline.statistics().frames.delivered + more
+    async with asyncio.timeout(3 * PATIENCE_S):
+        while pipeline.statistics().frames.delivered < enough:
+            await caller.told()
+        return await caller.told()
+
+
 def _counts(told: Mapping[str, object]) -> list[int]:
     counts = told["n"]
     assert isinstance(counts, list)
@@ -85,9 +99,12 @@ async def test_teachable_service_taught_two_looks_tells_them_apart_before_it_lea
         for look in (0, 1):
             await order(caller, "look", look=look)
             await words(caller, "state", look=look)
-            await figures(caller)
-            shares = [(await caller.told())["p"] for _ in range(10)][3:]
-            right += sum(isinstance(each, list) and each[look] > 50 for each in shares)
+            # What was on its way shows the look before; counted in pictures: a busy machine has few of them a second.
+            await _delivered(service, caller, 20)
+            for _ in range(7):
+                told = await _delivered(service, caller, 2)
+                shares = told["p"]
+                right += isinstance(shares, list) and shares[look] > 50
         assert right >= 13
         async with asyncio.timeout(PATIENCE_S):
             while None in (kept := (await caller.told())["keep"])[:2]:  # type: ignore[index]
@@ -150,9 +167,7 @@ async def test_teachable_service_adds_names_and_removes_classes_for_all() -> Non
         await order(one, "add")
         await words(other, "state", classes=["A", "B", "C", "D", *[None] * 5])
         await order(one, "rename", **{"class": 3, "name": "  My\x00 cat " + "x" * 90})
-        names = (await words(other, "state"))["classes"]
-        assert isinstance(names, list)
-        assert names[3] == "My cat xxxxxxxxxxxxxxxxx"
+        await words(other, "state", classes=["A", "B", "C", "My cat xxxxxxxxxxxxxxxxx", *[None] * 5])
         await taught(one, 3, 8)
         await order(other, "remove", **{"class": 3})
         await words(one, "state", classes=["A", "B", "C", *[None] * 6])
@@ -198,22 +213,74 @@ async def test_teachable_service_goes_back_to_a_snapshot_with_its_pictures() -> 
                 pass
 
 
-async def test_demo_services_send_and_take_weights_piece_by_piece() -> None:
-    """The weights that a browser fetched can be sent back, and are in place then."""
+async def fetched(caller: Caller) -> bytes:
+    """Fetch a file of weights as the page does."""
+    data, total = b"", 1
+    while len(data) < total:
+        await order(caller, "download", offset=len(data))
+        piece = await words(caller, "weights", offset=len(data))
+        assert isinstance(piece["total"], int)
+        total = piece["total"]
+        data += base64.b64decode(str(piece["data"]))
+    return data
+
+
+async def sent(caller: Caller, data: bytes) -> None:
+    """Send a file of weights as the page does; what is said to the last piece is not waited for."""
+    for start in range(0, len(data), PIECE_BYTES):
+        part = base64.b64encode(data[start : start + PIECE_BYTES]).decode()
+        await order(caller, "upload", offset=start, total=len(data), data=part)
+        if start + PIECE_BYTES < len(data):
+            await words(caller, "upload", received=start + PIECE_BYTES)
+
+
+async def test_demo_services_send_and_take_weights_with_their_classes() -> None:
+    """A file brings weights, names and which classes were taught into another demo; its own pictures are forgotten."""
     async with serving(TeachableService()) as rig, watching(rig) as caller:
-        data, total, offset = b"", 1, 0
-        while offset < total:
-            await order(caller, "download", offset=offset)
-            piece = await words(caller, "weights", offset=offset)
-            assert isinstance(piece["total"], int)
-            total, part = piece["total"], base64.b64decode(str(piece["data"]))
-            data += part
-            offset += len(part)
-        for start in range(0, total, 12 * 1024):
-            part = data[start : start + 12 * 1024]
-            await order(caller, "upload", offset=start, total=total, data=base64.b64encode(part).decode())
-            received = await words(caller, "upload")
-        assert received.get("done") is True
+        await order(caller, "rename", **{"class": 0, "name": "Cup"})
+        for label in (0, 2):
+            await taught(caller, label, 10)
+        data = await fetched(caller)
+    service = TeachableService()
+    async with serving(service) as rig, watching(rig) as caller:
+        await taught(caller, 1, 10)
+        await sent(caller, data)
+        assert (await words(caller, "upload")).get("done") is True
+        await words(caller, "state", classes=["Cup", "B", "C", *[None] * 6])
+        async with asyncio.timeout(PATIENCE_S):
+            while (told := await caller.told())["on"] != [0, 2]:
+                pass
+        assert _counts(told) == [0] * 9
+        assert not any(drawer.rehearsed for drawer in service.memory.drawers)
+
+
+async def test_demo_service_sent_a_file_that_is_not_its_own_keeps_what_it_has() -> None:
+    """A file of the other mode, or none at all, is refused in words that name no path of the server's."""
+    async with serving(PredictService()) as rig, watching(rig) as caller:
+        theirs = await fetched(caller)
+    async with serving(TeachableService()) as rig, watching(rig) as caller:
+        await taught(caller, 1, 10)
+        for data, why in (
+            (theirs, "mode 'predict'"),
+            (save({"x": torch.ones(3)}), "the file: "),
+            (b"no", "the file: "),
+        ):
+            await sent(caller, data)
+            said = str((await words(caller, "error"))["error"])
+            assert why in said
+            assert "safetensors" not in said.partition(":")[0]
+        assert _counts(await caller.told())[1] >= 10
+
+
+async def test_teachable_service_names_a_new_class_after_its_key() -> None:
+    """The fourth class is D, whatever the others are called, unless another one is called so."""
+    async with serving(TeachableService()) as rig, watching(rig) as caller:
+        await order(caller, "rename", **{"class": 0, "name": "Cup"})
+        await order(caller, "rename", **{"class": 1, "name": "E"})
+        await order(caller, "add")
+        await words(caller, "state", classes=["Cup", "E", "C", "D", *[None] * 5])
+        await order(caller, "add")
+        await words(caller, "state", classes=["Cup", "E", "C", "D", "A", *[None] * 4])
 
 
 async def test_predict_service_learns_to_do_better_than_the_guess() -> None:

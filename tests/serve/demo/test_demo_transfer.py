@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
+import struct
 
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from partime_async.errors import ConfigurationError
 from partime_async.serve.demo.engine import LARGEST_WEIGHTS
-from partime_async.serve.demo.transfer import PIECE_BYTES, Transfer
+from partime_async.serve.demo.transfer import PIECE_BYTES, Transfer, note_of, with_note
 
 
 def encoded(data: bytes) -> str:
@@ -60,3 +64,34 @@ def test_transfer_begun_anew_forgets_what_came_before() -> None:
     transfer = Transfer()
     assert transfer.take(0, 6, encoded(b"abc")) is None
     assert transfer.take(0, 2, encoded(b"xy")) == b"xy"
+
+
+def test_file_with_a_note_is_read_by_any_reader_and_gives_the_note_back() -> None:
+    """A note stands in the header beside what was there, replaces an older one, and leaves the tensors alone."""
+    weights = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.ones(2, dtype=torch.float16)}
+    data = save(weights, metadata={"partime_async": "kept"})
+    noted = with_note(with_note(data, {"old": 1}), {"mode": "teach", "classes": ["Füße", None]})
+    assert note_of(noted) == {"mode": "teach", "classes": ["Füße", None]}
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load(noted).items())
+    header = json.loads(noted[8 : 8 + int.from_bytes(noted[:8], "little")])
+    assert header["__metadata__"]["partime_async"] == "kept"
+    assert int.from_bytes(noted[:8], "little") % 8 == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"1234567",
+        b"\xff" * 40,
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 20) + b'{"__metadata__": 17} ',
+        struct.pack("<Q", 44) + b'{"__metadata__": {"partime_demo": "broken"}} ',
+        struct.pack("<Q", 40) + b'{"__metadata__": {"partime_demo": "[1]"}}',
+        save({"0.weight": torch.ones(1)}),
+    ],
+)
+def test_file_without_a_note_has_an_empty_one(data: bytes) -> None:
+    """What is no file of weights, or one of another program, has no note, and is no error here."""
+    assert note_of(data) == {}
