@@ -19,6 +19,10 @@ _INACTIVE = -1e4
 """A score that no class in use has: exp of it is 0, and no gradient flows through it."""
 
 
+_DOUBT = 0.2
+"""The share of what is taught that goes to all classes in use alike."""
+
+
 class Centre(nn.Module):
     """Brings pictures in [0, 1] to about zero mean and unit variance, without statistics to learn."""
 
@@ -71,14 +75,21 @@ def scores(output: Tensor, active: Tensor) -> Tensor:
 
 
 def teaching_loss(output: Value, target: Value) -> Tensor:
-    """Return the cross entropy of the classes in use.
+    """Return the cross entropy of the classes in use, with smoothed labels.
+
+    A button goes down a little early and up a little late, so that some pictures are of another class than is said.
+    What is never quite sure of a class is not thrown about by them.
 
     Args:
         output: Of the teachable network.
         target: The class, int64 ``(1,)``, and which classes are in use, bool ``(9,)``.
+
+    Source: label smoothing, arXiv 1512.00567; against wrong labels, arXiv 2003.02819.
     """
     label, active = _pair(target)
-    return functional.cross_entropy(scores(_tensor(output), active), label)
+    shares = functional.log_softmax(scores(_tensor(output), active), 1)
+    of_all = shares.masked_fill(~active, 0.0).sum() / active.sum()
+    return (_DOUBT - 1.0) * shares.gather(1, label[:, None]).sum() - _DOUBT * of_all
 
 
 class Join(nn.Module):

@@ -2,7 +2,7 @@
 
 Pictures come in the order in which they are shown, one class after the other, which makes a network forget the classes
 before. So every picture that is taught brings along one of another class that was kept (rehearsal), through the same
-pipeline. Some pictures are kept apart, never learned from, and asked about again and again: they tell what is
+pipeline; where a machine is too slow for that at once, it is made up for. Some pictures are kept apart, never learned from, and asked about again and again: they tell what is
 forgotten.
 """
 
@@ -24,7 +24,7 @@ from partime_async.picture import Image
 from partime_async.serve.demo.desk import Desk
 from partime_async.serve.demo.engine import Recipe
 from partime_async.serve.demo.lessons import SCENE_SIZE, Classes, Taught, TeachableShow
-from partime_async.serve.demo.memory import Drawer, Memory, packed
+from partime_async.serve.demo.memory import REHEARSED, Drawer, Memory, packed
 from partime_async.serve.demo.networks import (
     CLASSES,
     HEIGHT,
@@ -45,6 +45,8 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRS"
 _LEARNING_RATE = 0.03
 _EXAM_EVERY = 3
 """Of so many turns that are not for a lesson being taught, one is for an examination."""
+_LARGEST_DEBT = 2 * REHEARSED
+"""Rehearsals that are still to be made up for, at most."""
 _REST_AFTER = 150
 """Pictures after the last one taught from when on only every third one brings a rehearsal: it has sunk in."""
 
@@ -72,6 +74,7 @@ class TeachableService(Desk):
         self._is_due = asyncio.Event()
         self._lesson: int | None = None
         self._rested = 0
+        self._owed = 0
         self._accuracy = Smooth(1 / 60)
         self._loss = Smooth(1 / 15)
         self._kept: tuple[Classes, list[Drawer]] | None = None
@@ -111,6 +114,7 @@ class TeachableService(Desk):
                     self.memory.examine(label, _tensor(frame.value), thumb)
                 elif not frame.is_exam:
                     self.memory.keep(label, _tensor(frame.value))
+                    self._owed = min(self._owed + 1, _LARGEST_DEBT)
         if result.loss is not None:
             self._loss.update(result.loss)
         self._lesson = label
@@ -118,13 +122,15 @@ class TeachableService(Desk):
             self._is_due.set()
 
     async def work(self) -> None:
-        """Rehearse and examine, one picture for each that was shown, and no more than one at a time."""
+        """Rehearse and examine, one picture at a time: one for each shown, and a rehearsal for each taught."""
         turn = 0
         while True:
-            await self._is_due.wait()
+            if not self._owed or self.engine.is_frozen:
+                await self._is_due.wait()
             self._is_due.clear()
             turn += 1
             if turn % _EXAM_EVERY and not self.engine.is_frozen:
+                self._owed = max(0, self._owed - 1)
                 await self._rehearse()
             else:
                 await self._examine()

