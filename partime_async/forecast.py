@@ -139,7 +139,7 @@ class Outlook:
 
     def __init__(self, reach: int) -> None:
         self._offered_at = math.nan
-        self._period = MovingAverage()
+        self._period = MovingAverage(most=_LONGEST)
         self.lessons: deque[int] = deque(maxlen=reach + 1)
 
     @property
@@ -151,8 +151,7 @@ class Outlook:
         """Take note that a feed got a frame."""
         since_s = now - self._offered_at
         if since_s >= 0.0:
-            usual_s = self._period.value
-            self._period.update(min(since_s, _LONGEST * usual_s) if usual_s else since_s)
+            self._period.update(since_s)
         self._offered_at = now
 
     def admitted(self, frame: Frame) -> None:

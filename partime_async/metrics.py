@@ -76,14 +76,19 @@ class MovingAverage:
 
     Args:
         weight: Share of the newest value, between 0 and 1.
+        most: A value counts as so many times the average at most, so that a pause is no slow rhythm.
     """
 
-    __slots__ = ("_weight", "value")
+    __slots__ = ("_most", "_weight", "value")
 
-    def __init__(self, weight: float = 0.125) -> None:
+    def __init__(self, weight: float = 0.125, *, most: float = math.inf) -> None:
         self._weight = weight
+        self._most = most
         self.value = 0.0
 
     def update(self, seconds: float) -> None:
         """Take one more duration into the average."""
-        self.value = seconds if self.value == 0.0 else self.value + self._weight * (seconds - self.value)
+        if self.value == 0.0:
+            self.value = seconds
+        else:
+            self.value += self._weight * (min(seconds, self._most * self.value) - self.value)

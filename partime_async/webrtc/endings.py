@@ -48,32 +48,22 @@ class Rhythm:
     """Guesses when the next picture comes, in ticks of a clock; nothing it says comes before what it said last."""
 
     def __init__(self) -> None:
-        self._period = MovingAverage()
-        self._true: int | None = None
+        self._period = MovingAverage(most=_LONGEST)
+        self._own: int | None = None
         self._announced: int | None = None
-        self._said: int | None = None
 
-    def of(self, timestamp: int) -> int:
-        """Return the timestamp to send a picture with: the one announced for it, if one was.
+    def of(self, timestamp: int) -> tuple[int, int]:
+        """Return the timestamp to send a picture with, as announced with the last one, and that of the next picture.
 
         Args:
             timestamp: The picture's own.
         """
-        if self._true is not None:
-            usual = self._period.value
-            since = float(timestamp - self._true)
-            self._period.update(max(1.0, min(since, _LONGEST * usual) if usual else since))
-        self._true = timestamp
-        self._said = timestamp if self._announced is None else self._announced
-        self._announced = None
-        return self._said
-
-    def announce(self) -> int:
-        """Return the timestamp of the picture to come, after one that was sent."""
-        assert self._true is not None
-        assert self._said is not None
-        self._announced = max(self._said + 1, round(self._true + (self._period.value or _FIRST_PERIOD)))
-        return self._announced
+        if self._own is not None:
+            self._period.update(max(1.0, float(timestamp - self._own)))
+        self._own = timestamp
+        said = timestamp if self._announced is None else self._announced
+        self._announced = max(said + 1, round(timestamp + (self._period.value or _FIRST_PERIOD)))
+        return said, self._announced
 
 
 class _Endings:
@@ -101,6 +91,6 @@ class _Endings:
             self._sent_timestamp = None
         frame = await self._encoded(codec)
         if frame is not None:
-            frame.timestamp = self._rhythm.of(frame.timestamp)
-            self._ending = RTCEncodedFrame([b""], self._rhythm.announce(), None)  # type: ignore[arg-type]  # no sound
+            frame.timestamp, announced = self._rhythm.of(frame.timestamp)
+            self._ending = RTCEncodedFrame([b""], announced, None)  # type: ignore[arg-type]  # no sound
         return frame

@@ -52,6 +52,12 @@ def clips() -> list[list[Tensor]]:
     return [[_value(picture) for picture in frames(folder / clip, 2 * HELD)] for clip in CLIPS]
 
 
+def held_too_long() -> list[list[Tensor]]:
+    """Return the recordings as of somebody who presses too early and lets go too late: grey is taught as either."""
+    grey = [torch.full((1, 3, 72, 96), 0.5)] * 15
+    return [[*grey, *stream[: HELD - 2 * len(grey)], *grey, *stream[HELD:]] for stream in clips()]
+
+
 def _value(picture: np.ndarray) -> Tensor:
     value = seen(np.ascontiguousarray(picture), None, None).value
     assert isinstance(value, Tensor)
@@ -84,7 +90,7 @@ async def taught_pass(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenes", [looks, clips])
+@pytest.mark.parametrize("scenes", [looks, clips, held_too_long])
 def test_teachable_network_after_six_seconds_of_each_scene_knows_both(scenes: object) -> None:
     """On the next pass at least 95% are right before they are learned from, and so are the pictures kept apart."""
     assert callable(scenes)

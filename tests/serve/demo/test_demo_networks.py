@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from partime_async.errors import FrameError
 from partime_async.serve.demo.networks import (
@@ -39,6 +40,21 @@ def test_teaching_loss_moves_only_the_classes_in_use() -> None:
     assert output.grad is not None
     assert output.grad[0, :2].abs().min() > 0
     assert output.grad[0, 2:].abs().max() == 0
+
+
+def test_teaching_loss_never_asks_to_be_quite_sure() -> None:
+    """It is least where a class has most, and every other class in use a little: wrong labels then pull less."""
+    active = torch.tensor([True] * 4 + [False] * (CLASSES - 4))
+    target = torch.tensor([2]), active
+    shares = torch.full((CLASSES,), 0.05)
+    shares[2] = 0.85
+    best = torch.log(shares)[None, :, None, None].expand(1, CLASSES, 9, 12).clone().requires_grad_()
+    loss = teaching_loss(best, target)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert best.grad is not None
+    assert float(best.grad.abs().max()) < 1e-6
+    smoothed = functional.cross_entropy(best.mean((2, 3))[:, :4], target[0], label_smoothing=0.2)
+    assert float(loss.detach()) == pytest.approx(float(smoothed.detach()))
 
 
 def test_predicting_network_begins_with_the_guess_that_nothing_changes() -> None:
