@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 import torch
-from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from torch import Tensor
 
 from partime_async.channel import Channel, ChannelClosed, EndOfChannel
@@ -25,6 +25,7 @@ from partime_async.serve.traces import forget_frames
 from partime_async.sockets import wire
 from partime_async.sockets.formats import JsonLines
 from partime_async.sockets.limits import Limits
+from partime_async.sockets.patience import received_within
 from partime_async.sockets.timing import SenderClock, Timing
 
 TEXT_BYTES = 256 * 1024
@@ -199,21 +200,12 @@ class WebSocketClient(Client):
         is_pinged = False
         while self.closed is None:
             try:
-                message = await self._next_message()
+                message = await received_within(0.5 * self._limits.silence_s, self._socket.receive)
             except TimeoutError:
                 is_pinged = self._missed(is_pinged=is_pinged)
                 continue
             is_pinged = False
             await self._took(message.type, message.data)
-
-    async def _next_message(self) -> WSMessage:
-        try:
-            return await self._socket.receive(0.5 * self._limits.silence_s)
-        except TimeoutError:
-            # If this program itself was held up, what came in time is read in the loop's next turn.
-            await asyncio.sleep(0)
-            async with asyncio.timeout(0.0):
-                return await self._socket.receive()
 
     def _missed(self, *, is_pinged: bool) -> bool:
         """Think about a client that sent nothing for a while; say whether it was asked for a sign of life."""

@@ -16,9 +16,10 @@ from partime_async.frame import Value
 from partime_async.offload import in_thread
 from partime_async.sockets.accounts import ClientAccounts, ClientStatistics
 from partime_async.sockets.formats import make_format, note
-from partime_async.sockets.framing import Chunk, Framing, LengthPrefixed, Lines, Whole
+from partime_async.sockets.framing import Framing, LengthPrefixed, Lines, Whole
 from partime_async.sockets.limits import Limits, OnBad
 from partime_async.sockets.link import Link
+from partime_async.sockets.patience import received_within
 from partime_async.sockets.reading import Reading, SocketFrame
 from partime_async.sockets.timing import SenderClock
 from partime_async.sockets.wire import Kind, Message, WireError
@@ -114,7 +115,7 @@ class Connection:
             if self._framing.is_midway and self._midway_since is None:
                 self._midway_since = time.monotonic()
             try:
-                chunk = await self._next_chunk()
+                chunk = await received_within(self._patience(), self.link.receive)
             except TimeoutError:
                 await self.show_out("idle" if self._midway_since is None else "slow")
                 return
@@ -127,16 +128,6 @@ class Connection:
             self._framing.receive(chunk)
         else:
             self._end("end")
-
-    async def _next_chunk(self) -> Chunk:
-        try:
-            async with asyncio.timeout(self._patience()):
-                return await self.link.receive()
-        except TimeoutError:
-            # If this program itself was held up, what came in time is read in the loop's next turn.
-            await asyncio.sleep(0)
-            async with asyncio.timeout(0.0):
-                return await self.link.receive()
 
     def _patience(self) -> float | None:
         idle_s = self._limits.idle_s

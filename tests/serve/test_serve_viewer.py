@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, async_playwright
 
 from partime_async.serve import VIEWER, Access
+from tests.serve.demo.browser import WCAG
 from tests.serve.test_serve_cameras import picture_service
 from tests.serve.visitors import PATIENCE_S, TOKEN, Mirror, serving
 
@@ -67,6 +69,8 @@ async def test_viewer_shows_what_the_network_makes_of_the_camera(tmp_path: Path)
             await page.wait_for_function(PLAYING)
             await page.get_by_text("frames/s").wait_for()
             assert await page.get_by_text("half as bright").is_visible()
+            found = await Axe().run(page, options=WCAG)
+            assert not found.violations_count, found.generate_report()
             assert not await page.get_by_label("Teach this class").is_visible()
             assert TOKEN not in page.url
             assert len(rig.roster.clients) == 1

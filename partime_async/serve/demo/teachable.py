@@ -2,8 +2,8 @@
 
 Pictures come in the order in which they are shown, one class after the other, which makes a network forget the classes
 before. So every picture that is taught brings along one of another class that was kept (rehearsal), through the same
-pipeline; where a machine is too slow for that at once, it is made up for. Some pictures are kept apart, never learned from, and asked about again and again: they tell what is
-forgotten.
+pipeline; where a machine is too slow for that at once, it is made up for. Some pictures are kept apart, never learned
+from, and asked about again and again: they tell what is forgotten.
 """
 
 from __future__ import annotations

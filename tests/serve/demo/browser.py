@@ -16,6 +16,9 @@ from playwright.sync_api import Browser, Page, Playwright
 CHROMIUM = shutil.which("chromium")
 READY_S = 60.0
 
+WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
+"""What axe-core checks: levels A and AA of WCAG up to 2.2."""
+
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",
