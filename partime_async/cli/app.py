@@ -275,6 +275,9 @@ def serve(
     optimizer: Optimizer = "sgd:lr=0.01",
     rule: Rule = "pipedream",
     clip: Clip = None,
+    label_delay: Annotated[
+        int, typer.Option(metavar="FRAMES", min=0, help="Learn so many frames later: targets may come that late.")
+    ] = 0,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Begin with these weights, by torch.save or .safetensors.")
     ] = None,
@@ -320,7 +323,11 @@ def serve(
                 shape=None if shape is None else parse_shape(shape),
                 is_measured=False,
             ),
-            learning=None if learn is None else LearnOptions.parsed(learn, loss, optimizer, rule, clip),
+            learning=(
+                None
+                if learn is None
+                else LearnOptions.parsed(learn, loss, optimizer, rule, clip, label_delay=label_delay)
+            ),
             loss=loss,
             own_head=own_head,
             reach=Reach(

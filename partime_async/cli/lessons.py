@@ -49,7 +49,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "radam": torch.optim.RAdam,
 }
 
-LEARNING = ("spare", "loss", "optimizer", "rule", "clip")
+LEARNING = ("spare", "loss", "optimizer", "rule", "clip", "label_delay")
 """The options that say how to learn."""
 
 _WORDS = {"true": True, "false": False}
@@ -65,7 +65,15 @@ class LearnOptions:
 
     @classmethod
     def parsed(
-        cls, lesson: str, loss: str, optimizer: str, rule: str, clip: float | None, *, is_spare: bool = False
+        cls,
+        lesson: str,
+        loss: str,
+        optimizer: str,
+        rule: str,
+        clip: float | None,
+        *,
+        is_spare: bool = False,
+        label_delay: int = 0,
     ) -> LearnOptions:
         """Return the options from what was typed.
 
@@ -78,7 +86,13 @@ class LearnOptions:
             raise ConfigurationError(f"--loss is {loss!r}. Use {_listed(LOSSES)}.")
         if clip is not None and not 0 < clip < float("inf"):
             raise ConfigurationError(f"--clip is {clip:g}. Give a norm above 0, or leave it out.")
-        learner = Learner(LOSSES[loss], parse_optimizer(optimizer), rule=parse_rule(rule), clip_norm=clip)
+        if label_delay and lesson != Lesson.GIVEN:
+            raise ConfigurationError(
+                f"--label-delay is {label_delay}, and with --learn {lesson} no target comes late. Use --learn given."
+            )
+        learner = Learner(
+            LOSSES[loss], parse_optimizer(optimizer), rule=parse_rule(rule), clip_norm=clip, label_delay=label_delay
+        )
         return cls(Lesson(lesson), learner, Learn.SPARE if is_spare else Learn.ALWAYS)
 
     def taught(self, frames: AsyncFrames[object], example: Value) -> AsyncFrames[SourceFrame]:
@@ -102,7 +116,7 @@ def refuse_idle(given: Sequence[str]) -> None:
     """
     if given:
         raise ConfigurationError(
-            f"--{given[0]} says how to learn, and nothing is learned. Add --learn next-frame, itself or given."
+            f"--{given[0].replace('_', '-')} says how to learn, and nothing is learned. Add --learn next-frame, itself or given."
         )
 
 

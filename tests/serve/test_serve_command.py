@@ -110,6 +110,34 @@ def test_server_that_is_interrupted_with_live_clients_ends_well_and_keeps_its_we
     assert again.wait(TIMEOUT_S) == 0
 
 
+async def teach_late(url: str) -> list[str]:
+    """Send frames, each target two frames later, and return the outputs to one frame before and after."""
+    answers = []
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}api/stream") as socket:
+        await socket.receive_json()
+        for number in range(12):
+            await socket.send_json({"values": [1, 2, 3, 4], "sequence": number, "reply": True})
+            while (said := await socket.receive_json()).get("sequence") != number:
+                pass
+            answers.append(str(said["values"]))
+            if number >= 2:
+                await socket.send_json({"type": "label", "sequence": number - 2, "values": [0, 1]})
+                await socket.send_json({"type": "ping"})
+                while (said := await socket.receive_json())["type"] != "pong":
+                    assert said["type"] != "unlearned", said
+    return answers
+
+
+def test_server_that_waits_for_labels_learns_from_late_ones(start: Command) -> None:
+    """Without ``--label-delay`` they would be refused."""
+    process = start(*SMALL, "--learn", "given", "--label-delay", "4", "--json")
+    answers = asyncio.run(teach_late(url_of(process)))
+    assert answers[0] == answers[3]
+    assert answers[0] != answers[-1]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(TIMEOUT_S) == 0
+
+
 async def ask(url: str, token: str) -> int:
     """Return the status of a visit with a token, after a result has come."""
     headers = {"Authorization": f"Bearer {token}"}
@@ -175,6 +203,8 @@ def test_server_with_a_certificate_speaks_https(start: Command, authority: Autho
         (("users_own:small", "--port", "0"), "--shape"),
         (("users_own:small", "--shape", "4", "--port", "0"), "Begin with a 1"),
         (("users_own:small", "--shape", "3,4", "--port", "0"), "Begin with a 1"),
+        ((*SMALL, "--label-delay", "4"), "--label-delay says how to learn"),
+        ((*SMALL, "--learn", "itself", "--label-delay", "4"), "Use --learn given"),
         (("weights.pt", "--port", "0"), "give the file with --weights"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
