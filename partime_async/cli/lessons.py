@@ -115,8 +115,9 @@ def refuse_idle(given: Sequence[str]) -> None:
         ConfigurationError: There is one.
     """
     if given:
+        option = given[0].replace("_", "-")
         raise ConfigurationError(
-            f"--{given[0].replace('_', '-')} says how to learn, and nothing is learned. Add --learn next-frame, itself or given."
+            f"--{option} says how to learn, and nothing is learned. Add --learn next-frame, itself or given."
         )
 
 
