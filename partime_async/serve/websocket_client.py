@@ -25,7 +25,7 @@ from partime_async.serve.traces import forget_frames
 from partime_async.sockets import wire
 from partime_async.sockets.formats import JsonLines
 from partime_async.sockets.limits import Limits
-from partime_async.sockets.patience import received_within
+from partime_async.sockets.patience import Arrivals, received_within
 from partime_async.sockets.timing import SenderClock, Timing
 
 TEXT_BYTES = 256 * 1024
@@ -94,6 +94,7 @@ class WebSocketClient(Client):
         super().__init__(service=service, key=key, observer=observer, bad_limit=limits.bad_messages)
         self._socket = socket
         self._transport = transport
+        self._arrivals = Arrivals(transport)
         self._limits = limits
         self._wants_results = wants_results
         self._wire_limits = Limits(message_bytes=limits.message_bytes)
@@ -205,6 +206,7 @@ class WebSocketClient(Client):
                 is_pinged = self._missed(is_pinged=is_pinged)
                 continue
             is_pinged = False
+            self._arrivals.has_more()  # what has come until now has been read
             await self._took(message.type, message.data)
 
     def _missed(self, *, is_pinged: bool) -> bool:
@@ -212,10 +214,13 @@ class WebSocketClient(Client):
         self._check_reader()
         if not self._outbox.is_idle:
             return False  # what asks for a sign of life could not reach it; whether it reads is looked after above
-        if is_pinged:
+        is_sending = self._arrivals.has_more()
+        if time.monotonic() - self._heard_at > self._limits.idle_s:
+            self.close(f"{Left.IDLE}: it sent no whole message for {self._limits.idle_s:g} s")
+        elif is_sending:
+            return False  # a long message, over a slow line
+        elif is_pinged:
             self.close(f"{Left.SILENT}: no sign of life for {self._limits.silence_s:g} s")
-        elif time.monotonic() - self._heard_at > self._limits.idle_s:
-            self.close(f"{Left.IDLE}: it sent nothing for {self._limits.idle_s:g} s")
         return self._outbox.put(Outgoing(None, must_arrive=True))
 
     def _check_reader(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import sys
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 import partime_async as pa
 from partime_async.client import Kind, decode, encode
 from partime_async.serve import Client, ClientLimits
-from tests.serve.visitors import PATIENCE_S, WIDTH, Mirror, learner, model_service, network, serving
+from tests.serve.visitors import PATIENCE_S, WIDTH, Mirror, Rig, learner, model_service, network, serving
 
 
 async def test_stream_of_frames_gets_the_modules_own_results_in_order() -> None:
@@ -242,15 +243,42 @@ async def test_program_that_answers_nothing_is_given_up() -> None:
     """One that holds its connection and is dead loses its place after the silence allowed."""
     service = Mirror()
     async with serving(service, limits=ClientLimits(silence_s=0.3)) as rig:
-        url = urlsplit(rig.url)
-        reader, writer = await asyncio.open_connection(url.hostname, url.port)
-        key = base64.b64encode(os.urandom(16)).decode()
-        writer.write(
-            f"GET /api/stream HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
-        )
-        await reader.readuntil(b"\r\n\r\n")
+        _, writer = await bare_program(rig)
         await rig.until(lambda: bool(service.seen))
+        await rig.empty()
+        assert str(service.seen[0].closed).startswith("silent")
+        writer.close()
+
+
+async def bare_program(rig: Rig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a WebSocket that nobody looks after."""
+    url = urlsplit(rig.url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    key = base64.b64encode(os.urandom(16)).decode()
+    writer.write(
+        f"GET /api/stream HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+    )
+    await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how many bytes of a message have come")
+async def test_program_whose_line_is_slow_is_not_silent() -> None:
+    """One message may take longer than the silence that is allowed, which begins when no more of it comes."""
+    service = Mirror()
+    async with serving(service, limits=ClientLimits(silence_s=1.0)) as rig:
+        _, writer = await bare_program(rig)
+        await rig.until(lambda: bool(service.seen))
+        message = encode(np.zeros(WIDTH, np.float32), sequence=5)
+        header = bytes([0x82, 0x80 | len(message), 0, 0, 0, 0])  # masked with zeros
+        for byte in header + message[:-1]:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(3.0 / len(message))
+        assert service.seen[0].closed is None
+        writer.write(message[-1:])
+        await rig.until(lambda: service.seen[0].statistics()["frames"] == 1)
+        writer.write(header + message[:9])
         await rig.empty()
         assert str(service.seen[0].closed).startswith("silent")
         writer.close()
