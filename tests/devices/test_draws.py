@@ -212,7 +212,7 @@ async def test_stages_that_draw_give_the_same_numbers_while_others_draw_too() ->
 
     for is_disturbed in (False, True):
         torch.random.set_rng_state(state)
-        pipeline = pa.Pipeline(net, frames[0], stages=2)
+        pipeline = pa.Pipeline(net, frames[0], balance=[len(net) // 2, len(net) - len(net) // 2])
         async with pipeline:
             thread = threading.Thread(target=disturb)
             if is_disturbed:

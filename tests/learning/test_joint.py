@@ -201,7 +201,7 @@ async def test_pipeline_joins_the_passes_of_what_learns_unless_told_not_to(captu
 async def _learned(net: nn.Module, loss: Callable[..., Tensor], *, capture: bool) -> dict[str, Tensor]:
     frame = (torch.ones(2, 6), torch.linspace(0.0, 1.0, 12).reshape(2, 6))
     learner = pa.Learner(loss, SGD)
-    async with pa.Pipeline(net, frame, stages=2, learner=learner, capture=capture) as pipeline:
+    async with pa.Pipeline(net, frame, balance=[6, 5], learner=learner, capture=capture) as pipeline:
         assert all(stage._runner.is_joint is capture for stage in stage_learners(pipeline) if stage.has_weights)
         for number in range(6):
             await pipeline.process((frame[0] * number, frame[1]), frame[1])

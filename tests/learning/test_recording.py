@@ -239,7 +239,7 @@ async def test_pipeline_of_two_ends_learns_the_same_recorded_and_eager() -> None
     states = []
     for capture in (True, False):
         learner = pa.Learner(loss, SGD)
-        async with pa.Pipeline(net, frame, stages=2, learner=learner, capture=capture) as pipeline:
+        async with pa.Pipeline(net, frame, balance=[6, 5], learner=learner, capture=capture) as pipeline:
             for number in range(6):
                 await pipeline.process((frame[0] * number, frame[1]), frame[1])
             states.append(await pipeline.state_dict())
