@@ -75,7 +75,7 @@ def scores(output: Tensor, active: Tensor) -> Tensor:
 
 
 def teaching_loss(output: Value, target: Value) -> Tensor:
-    """Return the cross entropy of the classes in use, with smoothed labels.
+    """Return how far the shares of the classes in use are from smoothed labels: the divergence, 0 at best.
 
     A button goes down a little early and up a little late, so that some pictures are of another class than is said.
     What is never quite sure of a class is not thrown about by them.
@@ -88,8 +88,8 @@ def teaching_loss(output: Value, target: Value) -> Tensor:
     """
     label, active = _pair(target)
     shares = functional.log_softmax(scores(_tensor(output), active), 1)
-    of_all = shares.masked_fill(~active, 0.0).sum() / active.sum()
-    return (_DOUBT - 1.0) * shares.gather(1, label[:, None]).sum() - _DOUBT * of_all
+    wanted = active * (_DOUBT / active.sum()) + (1.0 - _DOUBT) * functional.one_hot(label, CLASSES)
+    return functional.kl_div(shares, wanted, reduction="sum")
 
 
 class Join(nn.Module):

@@ -53,8 +53,14 @@ def test_teaching_loss_never_asks_to_be_quite_sure() -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     assert best.grad is not None
     assert float(best.grad.abs().max()) < 1e-6
-    smoothed = functional.cross_entropy(best.mean((2, 3))[:, :4], target[0], label_smoothing=0.2)
-    assert float(loss.detach()) == pytest.approx(float(smoothed.detach()))
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+    worse = torch.randn_like(best).requires_grad_()
+    teaching_loss(worse, target).backward()  # type: ignore[no-untyped-call]
+    smoothed = worse.detach().clone().requires_grad_()
+    functional.cross_entropy(smoothed.mean((2, 3))[:, :4], target[0], label_smoothing=0.2).backward()
+    assert worse.grad is not None
+    assert smoothed.grad is not None
+    assert torch.allclose(worse.grad, smoothed.grad, atol=1e-7)
 
 
 def test_predicting_network_begins_with_the_guess_that_nothing_changes() -> None:
