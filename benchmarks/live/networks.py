@@ -90,9 +90,9 @@ def _timed(module: nn.Module, frame: Tensor) -> float:
     return time.perf_counter() - began
 
 
-HEAVY = Network("conv 5x5x32 x30, 64 px", 30, 32, 64)
-LIGHT = Network("conv 5x5x32 x30, 36 px", 30, 32, 36)
-HEAVY_STALLING = Network("conv 5x5x32 x30, 64 px", 30, 32, 64, can_stall=True)
-LIGHT_STALLING = Network("conv 5x5x32 x30, 36 px", 30, 32, 36, can_stall=True)
+HEAVY = Network("conv 5x5x32 x30, 66 px", 30, 32, 66)
+LIGHT = Network("conv 5x5x32 x30, 38 px", 30, 32, 38)
+HEAVY_STALLING = Network("conv 5x5x32 x30, 66 px", 30, 32, 66, can_stall=True)
+LIGHT_STALLING = Network("conv 5x5x32 x30, 38 px", 30, 32, 38, can_stall=True)
 TINY = Network("conv 5x5x8 x4, 16 px", 4, 8, 16)
 TINY_STALLING = Network("conv 5x5x8 x4, 16 px", 4, 8, 16, can_stall=True)
