@@ -31,7 +31,7 @@ of 5% it costs less than a hundredth of the frames/s, and makes every frame that
 _PATIENCE = 0.3
 """Share of the time between two frames that frames may wait for a lesson on average: of one lesson in two frames, most
 of it falls on one of them. With more, lessons follow each other until frames are lost; with less, now and then two
-frames in three go by without one. Between 0.28 and 0.32 the steps/s of the live benchmark hardly change."""
+frames in three go by without one. From 0.28 to 0.35 the training steps/s of the live benchmark hardly change."""
 
 _LONGEST = 2.0
 """How many times the usual time between two frames counts at most: a camera that was covered is no slow camera."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -92,7 +92,6 @@ def _timed(module: nn.Module, frame: Tensor) -> float:
 
 HEAVY = Network("conv 5x5x32 x30, 66 px", 30, 32, 66)
 LIGHT = Network("conv 5x5x32 x30, 38 px", 30, 32, 38)
-HEAVY_STALLING = Network("conv 5x5x32 x30, 66 px", 30, 32, 66, can_stall=True)
-LIGHT_STALLING = Network("conv 5x5x32 x30, 38 px", 30, 32, 38, can_stall=True)
+LIGHT_STALLING = replace(LIGHT, can_stall=True)
 TINY = Network("conv 5x5x8 x4, 16 px", 4, 8, 16)
-TINY_STALLING = Network("conv 5x5x8 x4, 16 px", 4, 8, 16, can_stall=True)
+TINY_STALLING = replace(TINY, can_stall=True)
